@@ -1,0 +1,37 @@
+# `make demo` and `make test` need only Python (>= 3.11), make and a package index: both build .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Compiled programs are kept between runs: the second run of anything starts faster.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+
+.PHONY: demo test test-fast lint bench-env clean
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,viz]"
+	touch $@
+
+# PyTorch, transformers' models and the peers: for the live comparisons only (the CPU build of torch where the index has one).
+$(VENV)/.bench-ready: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch scikit-learn
+	touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/python -m experiments.train_sae --out runs/demo --overwrite l1
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest -n 2
+
+test-fast: $(VENV)/.ready
+	$(BIN)/python -m pytest -n 2 -m "not slow and not torch and not browser"
+
+bench-env: $(VENV)/.bench-ready
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) .cache

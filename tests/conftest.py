@@ -1,0 +1,34 @@
+"""Strict settings for every test: no implicit dtype promotion, several CPU devices, warnings are errors (pyproject)."""
+
+import os
+from pathlib import Path
+
+# Before jax starts: four fake devices, and compiled programs kept between runs.
+os.environ["JAX_NUM_CPU_DEVICES"] = "4"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of data that is not part of the project; the test is skipped where it is absent."""
+    if not (SHARED / "models").is_dir():
+        pytest.skip("the ../shared folder is not here")
+    return SHARED
+
+
+@pytest.fixture
+def x64():
+    """float64 for the length of a test."""
+    with jax.enable_x64(True):
+        yield
