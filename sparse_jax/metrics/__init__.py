@@ -1,0 +1,27 @@
+"""Floor 2: streaming, mergeable measures; they take encode and decode as functions."""
+
+from sparse_jax.metrics.evaluate import EvalBatch, Evaluation, Reconstructor, Setting, evaluate
+from sparse_jax.metrics.reconstruction import explained_variance, fvu, reconstruction_sums, shrinkage
+from sparse_jax.metrics.sparsity import density, density_shares, l0, l1, sparsity_sums
+from sparse_jax.metrics.splice import ce_recovered, clean_predictions, resume_with, splice_sums
+
+__all__ = [
+    "EvalBatch",
+    "Evaluation",
+    "Reconstructor",
+    "Setting",
+    "ce_recovered",
+    "clean_predictions",
+    "density",
+    "density_shares",
+    "evaluate",
+    "explained_variance",
+    "fvu",
+    "l0",
+    "l1",
+    "reconstruction_sums",
+    "resume_with",
+    "shrinkage",
+    "sparsity_sums",
+    "splice_sums",
+]

@@ -1,0 +1,146 @@
+"""The model and the text of an experiment: loaded, checked and packed from the common flags."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from sparse_jax.activations.blocks import CHUNK_ROWS
+from sparse_jax.errors import InputError
+from sparse_jax.lm.documents import fingerprint
+from sparse_jax.lm.load import load, resolve
+from sparse_jax.lm.model import LanguageModel, check_site, site_width
+from sparse_jax.lm.rows import Rows, pack, split
+from sparse_jax.lm.sites import Site
+from sparse_jax.lm.tokenizer import Tokenizer, load_tokenizer
+from sparse_jax.lm.weights import weight_files
+
+# A token is an outlier when its activation's norm exceeds this many times the median (DESIGN of the masks).
+OUTLIER_RATIO = 10.0
+
+
+@dataclass(frozen=True)
+class Data:
+    """What an experiment works on.
+
+    Attributes:
+        lm: the language model, in the experiment's compute dtype.
+        tokenizer: its tokenizer.
+        site: the checked site.
+        train, evaluation: packed rows; no document is in both.
+        flags: the experiment's flags.
+    """
+
+    lm: LanguageModel
+    tokenizer: Tokenizer
+    site: Site
+    train: Rows
+    evaluation: Rows
+    flags: Any
+    outlier_ratio: float = OUTLIER_RATIO
+
+    @property
+    def width(self) -> int:
+        """Numbers per token at the site."""
+        return site_width(self.lm.config, self.site)
+
+    def in_float32(self) -> "Data":
+        """The same with a model that computes in float32: final figures do not depend on the training dtype."""
+        return dataclasses.replace(self, lm=dataclasses.replace(self.lm, dtype="float32"))
+
+    def identity(self) -> dict:
+        """What decides the activations, for `config.json` and a dictionary's card."""
+        flags = self.flags
+        return {
+            "model": flags.model,
+            "revision": flags.revision,
+            "weights_sha256": weights_sha256(flags.model, flags.revision),
+            "tokenizer_sha256": self.tokenizer.sha256,
+            "site": str(self.site),
+            "width": self.width,
+            "text": flags.text,
+            "text_fingerprint": fingerprint(flags.text),
+            "eval_text": flags.eval_text,
+            "context": flags.context,
+            "bos": flags.bos,
+            "train_tokens_available": self.train.n_tokens,
+            "eval_tokens_available": self.evaluation.n_tokens,
+        }
+
+    def summary(self) -> str:
+        """What is about to be done, in a few lines."""
+        flags, train, held = self.flags, self.train, self.evaluation
+        epochs = flags.tokens / train.n_tokens
+        passes = f"{epochs:.2f} of the text" if epochs <= 1 else f"{epochs:.2f} epochs: more than the text holds"
+        return (
+            f"model {flags.model}: {self.lm.config.n_layers} layers, d_model {self.lm.config.d_model}; "
+            f"site {self.site} of width {self.width}\n"
+            f"text {flags.text}: {train.n_tokens:,} tokens of {len(train.documents)} documents to train on; "
+            f"{flags.tokens:,} will be seen ({passes})\n"
+            f"held out: {held.n_tokens:,} tokens of {len(held.documents)} documents, "
+            f"{min(flags.eval_tokens, held.n_tokens):,} of them for evaluation"
+        )
+
+
+def check_numbers(flags: Any) -> None:
+    """Raises InputError for numbers that no run can use, before anything is loaded."""
+    positive = ("tokens", "eval_tokens", "batch", "block_rows", "statistics_tokens", "dead_window", "log_every",
+                "checkpoint_every", "learning_rate")  # fmt: skip
+    for name in positive:
+        if not getattr(flags, name) > 0:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(flags, name)}: give a positive number")
+    if flags.seed < 0 or flags.report_features < 0:
+        raise InputError("--seed and --report-features cannot be negative")
+    if flags.tokens < flags.batch:
+        raise InputError(f"--tokens {flags.tokens} is below one batch of {flags.batch}: give more tokens")
+    if flags.block_rows % CHUNK_ROWS:
+        raise InputError(f"--block-rows {flags.block_rows}: give a multiple of {CHUNK_ROWS}")
+    if flags.block_rows * flags.context % flags.batch:
+        raise InputError(
+            f"--batch {flags.batch} does not divide a block of {flags.block_rows} rows x {flags.context} tokens "
+            f"({flags.block_rows * flags.context}); change --batch or --block-rows"
+        )
+
+
+def load_data(flags: Any) -> Data:
+    """Load the model, check the site, read and pack the text.
+
+    Raises:
+        InputError: whatever of these cannot be used, cheap checks first.
+    """
+    folder = resolve(flags.model, flags.revision)
+    tokenizer = load_tokenizer(folder)
+    lm = load(flags.model, flags.revision, dtype=flags.compute_dtype)
+    site = check_site(lm.config, flags.site)
+    site_width(lm.config, site)
+    if flags.context > lm.config.max_positions:
+        raise InputError(f"--context {flags.context}: {flags.model} has at most {lm.config.max_positions} positions")
+    if tokenizer.vocab_size > lm.config.vocab_size:
+        raise InputError(
+            f"the tokenizer of {flags.model} has {tokenizer.vocab_size} ids, the model {lm.config.vocab_size}: "
+            "they do not belong together"
+        )
+    sides = split(
+        flags.text, flags.eval_text, fraction=flags.holdout, text_field=flags.text_field,
+        tokenizer=tokenizer, context=flags.context,
+    )  # fmt: skip
+    packing = {"skip_positions": flags.skip_positions, "bos": flags.bos}
+    # A hub dataset is read no further than the run needs; files are read whole, so that the order mixes all of them.
+    limits = [
+        max(wanted, flags.context) if str(source).startswith("hub:") else None
+        for source, wanted in ((flags.text, flags.tokens), (flags.eval_text or flags.text, flags.eval_tokens))
+    ]
+    train, evaluation = (
+        pack(side, tokenizer, flags.context, limit=limit, **packing) for side, limit in zip(sides, limits)
+    )
+    return Data(lm, tokenizer, site, train, evaluation, flags)
+
+
+def weights_sha256(model: str, revision: str | None) -> str:
+    """SHA-256 over the bytes of the model's weight files, in order."""
+    digest = hashlib.sha256()
+    for path in weight_files(resolve(model, revision)):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,114 @@
+"""The run folder: what an experiment leaves behind, and who may write into it."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import sparse_jax
+from sparse_jax.errors import InputError
+
+# Names that an experiment writes; `--overwrite` removes these and nothing else.
+OWNED = ("config.json", "metrics.jsonl", "metrics.json", "statistics.npz", "report.html", "checkpoints", "dictionaries")
+# Flags that say how a run is carried out, not what it computes: they may differ on resume.
+CARRYING_OUT = ("resume", "overwrite", "debug", "out", "reuse_memory", "checkpoint_every", "log_every")
+
+
+def prepare(out: Path, flags: Any, *, resume: bool, overwrite: bool) -> dict | None:
+    """Claim the run folder; returns the earlier run's config when resuming, else None.
+
+    Raises:
+        InputError: the folder is in use and neither flag was given; both were; there is nothing to resume; the earlier
+            run had other flags; the folder cannot be written.
+    """
+    if resume and overwrite:
+        raise InputError("--resume continues a run and --overwrite removes it: give one of them")
+    used = [name for name in OWNED if (out / name).exists()]
+    earlier = None
+    if resume:
+        earlier = read_config(out)
+        check_same(earlier["flags"], jsonable(flags), out)
+    elif used and not overwrite:
+        raise InputError(f"{out} already holds a run ({', '.join(used)}): give --resume, --overwrite or another --out")
+    elif out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; give a folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written: {error.strerror or error}") from error
+    return earlier
+
+
+def clear(out: Path) -> None:
+    """Remove an earlier run's files (and nothing else) from the folder."""
+    for name in OWNED:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def read_config(out: Path) -> dict:
+    """`config.json` of an earlier run.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    try:
+        return json.loads((out / "config.json").read_text(encoding="utf8"))
+    except FileNotFoundError:
+        raise InputError(f"{out} holds no run (no config.json); give the run folder") from None
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{out / 'config.json'} cannot be read: {error}") from error
+
+
+def check_same(before: dict, now: dict, out: Path) -> None:
+    """Raises InputError naming every flag in which a resumed run would differ from the one in the folder."""
+    names = [name for name in {**before, **now} if name not in CARRYING_OUT and before.get(name) != now.get(name)]
+    if names:
+        changes = "; ".join(f"{name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names)
+        raise InputError(f"the run in {out} had other flags ({changes}); give the same, or another --out")
+
+
+def jsonable(flags: Any) -> dict:
+    """A dataclass of flags as plain JSON values; a dictionary's kind is kept."""
+    plain = dataclasses.asdict(flags)
+    for field in dataclasses.fields(flags):
+        value = getattr(flags, field.name)
+        if kind := getattr(value, "kind", None):
+            plain[field.name] = {"kind": kind, **plain[field.name]}
+        elif isinstance(value, Path):
+            plain[field.name] = str(value)
+    return plain
+
+
+def environment() -> dict:
+    """Versions and device, for `config.json`."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "safetensors")
+    return {
+        "sparse_jax": sparse_jax.__version__,
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "device": jax.devices()[0].device_kind,
+        "backend": jax.default_backend(),
+        "devices": jax.device_count(),
+        "command": " ".join(sys.argv[1:]),
+    }
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a JSON file, whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
+    os.replace(temporary, path)

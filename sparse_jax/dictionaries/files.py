@@ -1,0 +1,79 @@
+"""A trained dictionary on disk: `dictionary.json` (static choices, where it came from) and `params.safetensors`."""
+
+import json
+import os
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from sparse_jax.activations.normalise import Normaliser
+from sparse_jax.dictionaries.normalised import Normalised
+from sparse_jax.dictionaries.protocol import from_json, to_json
+from sparse_jax.errors import InputError
+
+_PARAMS, _CARD = "params.safetensors", "dictionary.json"
+
+
+def save(folder: str | Path, trained: Normalised, provenance: dict) -> None:
+    """Write a trained dictionary; each file appears whole or not at all, the card last.
+
+    Args:
+        folder: made if it does not exist.
+        trained: the dictionary.
+        provenance: JSON-able facts: model, revision, site, text, tokens, seed, ...
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {f"params.{name}": np.asarray(value) for name, value in trained.params.items()}
+    arrays |= {"normaliser.centre": trained.normaliser.centre, "normaliser.scale": trained.normaliser.scale}
+    # safetensors writes the buffer as it lies: a transposed view must be copied first.
+    arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in arrays.items()}
+    save_file(arrays, folder / (_PARAMS + ".tmp"))
+    os.replace(folder / (_PARAMS + ".tmp"), folder / _PARAMS)
+    card = {"format": 1, "dictionary": to_json(trained.dictionary), "provenance": provenance}
+    (folder / (_CARD + ".tmp")).write_text(json.dumps(card, indent=1) + "\n", encoding="utf8")
+    os.replace(folder / (_CARD + ".tmp"), folder / _CARD)
+
+
+def read_card(folder: str | Path) -> dict:
+    """`dictionary.json` of a saved dictionary, or of the only dictionary of a run folder.
+
+    Raises:
+        InputError: there is none, several, or it is damaged.
+    """
+    path = _saved_folder(folder) / _CARD
+    try:
+        return json.loads(path.read_text(encoding="utf8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+
+
+def load(folder: str | Path) -> Normalised:
+    """A saved dictionary, from its own folder or from a run folder that holds just one.
+
+    Raises:
+        InputError: no dictionary, several, or damaged files.
+    """
+    folder = _saved_folder(folder)
+    dictionary = from_json(read_card(folder)["dictionary"])
+    try:
+        arrays = {name: jnp.array(value) for name, value in load_file(folder / _PARAMS).items()}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{folder / _PARAMS} cannot be read: {error}") from error
+    params = {name.removeprefix("params."): value for name, value in arrays.items() if name.startswith("params.")}
+    return Normalised(dictionary, params, Normaliser(arrays["normaliser.centre"], arrays["normaliser.scale"]))
+
+
+def _saved_folder(folder: str | Path) -> Path:
+    folder = Path(folder)
+    if (folder / _CARD).is_file():
+        return folder
+    found = sorted(folder.glob(f"dictionaries/*/{_CARD}"))
+    if len(found) == 1:
+        return found[0].parent
+    if not found:
+        raise InputError(f"{folder} holds no dictionary ({_CARD}); give a run folder or one of its dictionaries/*")
+    raise InputError(f"{folder} holds {len(found)} dictionaries; give one of {', '.join(str(f.parent) for f in found)}")

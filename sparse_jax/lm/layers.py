@@ -1,0 +1,85 @@
+"""Small Linen layers that the families share. Parameters keep their own dtype; computing is in `dtype`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sparse_jax.errors import InputError
+from sparse_jax.numerics import dot_general
+
+
+class Linear(nn.Module):
+    """`x [..., *inputs] -> [..., *features]`, contracting as many trailing axes as `inputs` has.
+
+    The kernel has shape `[*inputs, *features]`, the bias `features`.
+    """
+
+    inputs: tuple[int, ...]
+    features: tuple[int, ...]
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        n = len(self.inputs)
+        kernel = self.param("kernel", nn.initializers.normal(0.02), (*self.inputs, *self.features))
+        axes = tuple(range(x.ndim - n, x.ndim)), tuple(range(n))
+        y = dot_general(x, kernel.astype(self.dtype), (axes, ((), ())))
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros_init(), self.features).astype(self.dtype)
+        return y
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the last axis; statistics in float32 (or float64), by the two-pass variance.
+
+    Linen's own layer norm has another default epsilon and a one-pass variance that loses digits.
+    """
+
+    width: int
+    epsilon: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones_init(), (self.width,))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
+        accurate = jnp.promote_types(x.dtype, jnp.float32)
+        x = x.astype(accurate)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
+        return (x * scale.astype(accurate) + bias.astype(accurate)).astype(self.dtype)
+
+
+def _gelu_tanh(x):
+    return jax.nn.gelu(x, approximate=True)
+
+
+def _gelu_exact(x):
+    return jax.nn.gelu(x, approximate=False)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": _gelu_exact,
+    "gelu_new": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+}
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """The nonlinearity that a Hugging Face config calls `name` (its "gelu" is the exact one).
+
+    Raises:
+        InputError: a name that is not known here.
+    """
+    if name not in ACTIVATIONS:
+        raise InputError(f"activation function {name!r} is not known; known are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]

@@ -1,0 +1,125 @@
+"""Find a language model (embedded, local folder, or hub) and load it."""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from sparse_jax.errors import InputError
+from sparse_jax.lm import families  # noqa: F401  registers the families
+from sparse_jax.lm.embedded import MODELS
+from sparse_jax.lm.family import family_of
+from sparse_jax.lm.model import LanguageModel
+from sparse_jax.lm.weights import leaves, read_params
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+HUB_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt",
+             "special_tokens_map.json", "added_tokens.json")  # fmt: skip
+
+
+def resolve(model: str, revision: str | None = None) -> Path:
+    """The local folder of a model: an embedded name, an existing directory, or a hub id (fetched to the hub's cache).
+
+    Raises:
+        InputError: none of the three; a revision given for something that has none; the hub cannot be reached.
+    """
+    local = MODELS.get(model) or (Path(model) if Path(model).is_dir() else None)
+    if local is not None:
+        if revision is not None:
+            raise InputError(f"--revision {revision!r} is for hub models; {model!r} is local and has no revisions")
+        return local
+    if Path(model).exists():
+        raise InputError(f"model {model!r} is a file; give the folder that holds config.json and the safetensors")
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise InputError(f"model folder {model!r} does not exist")
+    return _download(model, revision)
+
+
+def _download(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=list(HUB_FILES)))
+    except Exception as error:  # the hub client raises a wide family: not found, gated, offline, time-outs, bad names
+        at = f" at revision {revision!r}" if revision else ""
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"model {model!r}{at} is neither embedded ({', '.join(MODELS)}) nor a local folder, and the hub did not "
+            f"give it: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def read_config_json(folder: Path) -> dict:
+    """`config.json` of a model folder.
+
+    Raises:
+        InputError: it is missing or is not a JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder} has no config.json; give a model folder in Hugging Face's layout")
+    try:
+        raw = json.loads(path.read_text(encoding="utf8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return raw
+
+
+def load(
+    model: str | os.PathLike = "novel-neox",
+    revision: str | None = None,
+    *,
+    dtype: str = "float32",
+    param_dtype: str | None = None,
+) -> LanguageModel:
+    """Load a language model.
+
+    Args:
+        model: "novel-neox" (embedded), a folder in Hugging Face's layout, or a hub id such as "EleutherAI/pythia-70m".
+        revision: branch, tag or commit on the hub (Pythia's checkpoints: "step1000").
+        dtype: compute dtype.
+        param_dtype: dtype of the stored parameters; by default float32 for float32 and bfloat16 compute.
+
+    Raises:
+        InputError: model not found, architecture not supported, damaged or unfitting weights, unknown dtype.
+    """
+    dtypes = (dtype, param_dtype or ("float64" if dtype == "float64" else "float32"))
+    for given in dtypes:
+        if given not in DTYPES:
+            raise InputError(f"dtype {given!r} is not known; known are {', '.join(DTYPES)}")
+        if given == "float64" and not jax.config.jax_enable_x64:
+            raise InputError("dtype 'float64' needs jax_enable_x64 (for example JAX_ENABLE_X64=1)")
+    folder = resolve(str(model), revision)
+    raw = read_config_json(folder)
+    family = family_of(raw.get("model_type"))
+    config = family.read_config(raw)
+    params = read_params(family, config, folder, jnp.dtype(dtypes[1]))
+    return LanguageModel(params, config, dtype, str(model), revision)
+
+
+def random_model(config, key: jax.Array, *, dtype: str = "float32") -> LanguageModel:
+    """A model of the same config with random weights: matrices normal with the config's `initializer_range`,
+    norms at one, biases at zero, as transformers initialises them. The control for interpretability figures.
+    """
+    params: dict = {}
+    family = family_of(config.model_type)
+    numbers: dict[str, int] = {}  # by the checkpoint's name, so that tied parameters are drawn alike
+    for path, weight in leaves(family.weights(config)):
+        number = numbers.setdefault(weight.source, len(numbers))
+        lead = (config.n_layers,) if path[0] == "blocks" else ()
+        parent = params
+        for name in path[:-1]:
+            parent = parent.setdefault(name, {})
+        if path[-1] in ("scale", "bias"):
+            fill = jnp.ones if path[-1] == "scale" else jnp.zeros
+            drawn = fill((*lead, *weight.shape), jnp.float32)
+        else:
+            draw = jax.random.normal(jax.random.fold_in(key, number), (*lead, *weight.shape), jnp.float32)
+            drawn = config.initializer_range * draw
+        parent[path[-1]] = jax.vmap(weight.convert)(drawn) if lead else weight.convert(drawn)
+    return LanguageModel(params, config, dtype, f"random {config.model_type}")
+

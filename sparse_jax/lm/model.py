@@ -1,0 +1,213 @@
+"""A language model as data, and its forward pass from any layer to any layer, with captures and edits."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from sparse_jax.errors import InputError
+from sparse_jax.lm import families  # noqa: F401  registers the families
+from sparse_jax.lm.edits import Edit
+from sparse_jax.lm.family import Family, family_of
+from sparse_jax.lm.sites import Site
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["config", "dtype", "name", "revision"])
+@dataclass(frozen=True)
+class LanguageModel:
+    """A language model: arrays and static choices, no state.
+
+    Attributes:
+        params: {"embed", "blocks", "head"}; every array under "blocks" is stacked `[layer, ...]`.
+        config: the family's frozen config.
+        dtype: compute dtype, by name ("float32", "bfloat16", "float64"); parameters keep their own.
+        name: what it was loaded as (embedded name, folder or hub id).
+        revision: the hub revision, None elsewhere.
+    """
+
+    params: dict
+    config: Any
+    dtype: str = "float32"
+    name: str = ""
+    revision: str | None = None
+
+    @property
+    def family(self) -> Family:
+        return family_of(self.config.model_type)
+
+
+class Output(NamedTuple):
+    """What `forward` returns.
+
+    Attributes:
+        logits: `[batch, position, vocab]` float32, or None if the pass stopped before the head.
+        captured: site (as text, `resid_post.3`) -> value there, after edits.
+        residual: `[batch, position, d_model]` the residual stream where the blocks ended.
+    """
+
+    logits: jax.Array | None
+    captured: dict[str, jax.Array]
+    residual: jax.Array
+
+
+def check_site(config, site: str | Site) -> Site:
+    """The parsed site, if this model has it.
+
+    Raises:
+        InputError: no such site, a layer out of range, or a site that the family lacks (and why).
+    """
+    site = Site.parse(site)
+    if not 0 <= site.layer < config.n_layers:
+        raise InputError(f"site {site}: the model has layers 0 to {config.n_layers - 1}")
+    if reason := family_of(config.model_type).missing_site(config, site.name):
+        raise InputError(f"site {site}: a {config.model_type} model of this config has none: {reason}")
+    return site
+
+
+def site_width(config, site: str | Site) -> int:
+    """Numbers per token at a site: heads and head_dim are flattened together.
+
+    Raises:
+        InputError: the site does not exist, or is a pattern, whose width depends on the context.
+    """
+    site = check_site(config, site)
+    if site.name == "attn_pattern":
+        raise InputError(f"site {site}: an attention pattern has no fixed width; choose a site with a vector per token")
+    if site.name in ("attn_q", "attn_k", "attn_v", "attn_z"):
+        return config.n_heads * config.head_dim
+    return config.d_mlp if site.name == "mlp_hidden" else config.d_model
+
+
+def forward(
+    lm: LanguageModel,
+    inputs: jax.Array | np.ndarray,
+    *,
+    capture: Iterable[str | Site] = (),
+    edits: Sequence[Edit] = (),
+    start: int | jax.Array = 0,
+    stop: int | jax.Array | None = None,
+) -> Output:
+    """Run blocks `start` to `stop` (exclusive), and the head if `stop` is None.
+
+    Args:
+        lm: the model.
+        inputs: token ids `[batch, position]`, or a residual stream `[batch, position, d_model]` that enters block
+            `start` (this is how a pass is continued from a saved `resid_pre` of that layer).
+        capture: sites to return; each must lie in the range that is run.
+        edits: applied in order at their sites; captures see the edited value.
+        start, stop: Python ints (one compilation per range; differentiable) or integer arrays (one compilation for
+            every range; forward only; no captures; the head is run only for `stop=None`). Inside `jit` an array's
+            value is not known: there an edit outside the range changes nothing instead of raising.
+
+    Raises:
+        InputError: a site the model lacks or that lies outside the range; inputs of another kind or width; a range
+            outside the model; more positions than the model has.
+    """
+    capture = tuple(sorted({check_site(lm.config, site) for site in capture}))
+    edits = tuple(edits)
+    _check_inputs(lm.config, inputs, start)
+    end = lm.config.n_layers if stop is None else stop
+    static = isinstance(start, int) and isinstance(end, int)
+    if capture and not static:
+        raise InputError("captures need a range given by Python ints; start or stop is an array")
+    sites = (*capture, *(check_site(lm.config, edit.site) for edit in edits))
+    if not any(isinstance(bound, jax.core.Tracer) for bound in (start, end)):
+        _check_range(lm.config, sites, int(start), int(end))
+    if static:
+        return _forward_static(lm, inputs, edits, capture, start, end, stop is None)
+    return _forward_traced(lm, inputs, edits, jnp.int32(start), jnp.int32(end), with_head=stop is None)
+
+
+def _check_range(config, sites, start, end) -> None:
+    if not 0 <= start <= end <= config.n_layers:
+        raise InputError(f"start {start}, stop {end}: give 0 <= start <= stop <= {config.n_layers}, the model's layers")
+    for site in sites:
+        if not start <= site.layer < end:
+            raise InputError(f"site {site} lies outside the layers that are run, {start} <= layer < {end}")
+
+
+def _check_inputs(config, inputs, start) -> None:
+    if jnp.issubdtype(inputs.dtype, jnp.integer):
+        if inputs.ndim != 2:
+            raise InputError(f"token ids have shape {list(inputs.shape)}; give [batch, position]")
+        if not (isinstance(start, int) and start == 0):
+            raise InputError(f"token ids enter at layer 0, not at start={start}; give the residual stream instead")
+    elif inputs.ndim != 3 or inputs.shape[-1] != config.d_model:
+        raise InputError(
+            f"a residual stream has shape [batch, position, {config.d_model}]; got {list(inputs.shape)} "
+            "(token ids must be integers)"
+        )
+    if inputs.shape[1] > config.max_positions:
+        raise InputError(f"{inputs.shape[1]} positions: the model has at most {config.max_positions}")
+
+
+def _embedded(lm, inputs):
+    if jnp.issubdtype(inputs.dtype, jnp.integer):
+        return lm.family.embed(lm.config, lm.params["embed"], inputs, jnp.dtype(lm.dtype))
+    return inputs.astype(lm.dtype)
+
+
+def _run_block(lm, layer, residual, tap):
+    """Block `layer` (an int, traced or not) on the residual stream."""
+    params = jax.tree.map(lambda stacked: stacked[layer], lm.params["blocks"])
+    block = lm.family.block(lm.config, jnp.dtype(lm.dtype))
+    return block.apply({"params": params}, residual, jnp.arange(residual.shape[1]), tap)
+
+
+def _no_tap(name, value):
+    return value
+
+
+@partial(jax.jit, static_argnames=("capture", "start", "end", "with_head"))
+def _forward_static(lm, inputs, edits, capture, start, end, with_head):
+    residual, captured = _embedded(lm, inputs), {}
+    tapped = {site.layer for site in capture} | {edit.site.layer for edit in edits}
+
+    def tap_at(layer):
+        def tap(name, value):
+            site = Site(name, layer)
+            for edit in edits:
+                if edit.site == site:
+                    value = edit(value)
+            if site in capture:
+                captured[str(site)] = value
+            return value
+
+        return tap
+
+    layer = start
+    while layer < end:
+        if layer in tapped:
+            residual = _run_block(lm, layer, residual, tap_at(layer))
+            layer += 1
+            continue
+        # Layers in a row that nobody looks into are one loop in the compiled program.
+        last = next((other for other in sorted(tapped) if other > layer), end)
+        last = min(last, end)
+        residual, _ = lax.scan(
+            lambda carry, index: (_run_block(lm, index, carry, _no_tap), None), residual, jnp.arange(layer, last)
+        )
+        layer = last
+    logits = lm.family.unembed(lm.config, lm.params["head"], residual, jnp.dtype(lm.dtype)) if with_head else None
+    return Output(logits, captured, residual)
+
+
+@partial(jax.jit, static_argnames=("with_head",))
+def _forward_traced(lm, inputs, edits, start, end, with_head):
+    def body(layer, residual):
+        def tap(name, value):
+            for edit in edits:
+                if edit.site.name == name:
+                    value = jnp.where(layer == edit.site.layer, edit(value), value)
+            return value
+
+        return _run_block(lm, layer, residual, tap)
+
+    residual = lax.fori_loop(start, end, body, _embedded(lm, inputs))
+    logits = lm.family.unembed(lm.config, lm.params["head"], residual, jnp.dtype(lm.dtype)) if with_head else None
+    return Output(logits, {}, residual)

@@ -1,0 +1,260 @@
+"""One pass over held-out text that measures a dictionary, its floors and the ablations on the same tokens."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from sparse_jax.errors import InputError
+from sparse_jax.lm.edits import Edit
+from sparse_jax.lm.model import LanguageModel, forward
+from sparse_jax.lm.sites import Site
+from sparse_jax.metrics.reconstruction import (
+    ReconstructionSums,
+    explained_variance,
+    fvu,
+    reconstruction_sums,
+    shrinkage,
+)
+from sparse_jax.metrics.sparsity import SparsitySums, density_shares, l0, l1, sparsity_sums
+from sparse_jax.metrics.splice import SpliceSums, ce_recovered, clean_predictions, resume_with, splice_sums
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["encode", "decode"])
+@dataclass(frozen=True)
+class Reconstructor:
+    """Something that rewrites activations, as two pure functions and their parameters.
+
+    Attributes:
+        encode: (params, x `[tokens, d]`, token ids `[tokens]`) -> codes `[tokens, n]`.
+        decode: (params, codes, x, token ids) -> (x_hat `[tokens, d]`, lengths `[n]` of the features' raw directions).
+        params: arrays.
+    """
+
+    encode: Callable[..., jax.Array]
+    decode: Callable[..., tuple[jax.Array, jax.Array]]
+    params: Any
+
+
+class VariantSums(NamedTuple):
+    """Everything added up for one reconstructor; sparsity is None for plain ablations."""
+
+    reconstruction: ReconstructionSums
+    sparsity: SparsitySums | None
+    splice: SpliceSums
+
+
+class MaskSums(NamedTuple):
+    """Tokens by what the mask makes of them, and how much of the variance the dropped ones hold.
+
+    Attributes:
+        tokens: real tokens (not padding).
+        dropped_by_text: padding excluded; separators and first positions.
+        dropped_by_norm: dropped for their norm alone.
+        outliers: tokens whose norm exceeds the outlier limit, dropped or not.
+        outliers_kept: those among them that count all the same.
+        dropped_spread: sum of ||x - shift||^2 over dropped tokens.
+        spread: the same over all tokens.
+    """
+
+    tokens: jax.Array
+    dropped_by_text: jax.Array
+    dropped_by_norm: jax.Array
+    outliers: jax.Array
+    outliers_kept: jax.Array
+    dropped_spread: jax.Array
+    spread: jax.Array
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` returns.
+
+    Attributes:
+        figures: the dictionary's figures, by name.
+        floors: floor -> its figures.
+        unmasked: the dictionary's figures with nothing masked but padding.
+        mask: what the mask dropped.
+        fired: `[n_features]` on how many evaluation tokens each feature fired.
+    """
+
+    figures: dict[str, float]
+    floors: dict[str, dict[str, float]]
+    unmasked: dict[str, float]
+    mask: dict[str, float]
+    fired: np.ndarray
+
+
+class EvalBatch(NamedTuple):
+    """Rows of text: `tokens`, `targets`, `mask`, each `[rows, position]`; empty rows have targets -1 throughout."""
+
+    tokens: jax.Array
+    targets: jax.Array
+    mask: jax.Array
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how the measuring is done; static.
+
+    Attributes:
+        site: where activations are replaced.
+        drop_outliers: whether tokens above the outlier limit are masked.
+        edits_for: edits that the model runs under, from the batch's token ids; their sites lie below or at `site`.
+    """
+
+    site: Site
+    drop_outliers: bool = False
+    edits_for: Callable[[jax.Array], Iterable[Edit]] | None = None
+
+
+def _add(totals, sums):
+    """Batch sums (float32, int32) added to host totals (float64, int64)."""
+
+    def wide(value):
+        value = np.asarray(value)
+        return value.astype(np.int64 if np.issubdtype(value.dtype, np.integer) else np.float64)
+
+    sums = jax.tree.map(wide, sums)
+    return sums if totals is None else jax.tree.map(np.add, totals, sums)
+
+
+@partial(jax.jit, static_argnames=("setting",))
+def _batch_sums(lm, setting: Setting, batch: EvalBatch, reconstructors: dict, mean, outlier_norm):
+    """Sums of every variant over one batch; the splices share one program for the layers above the site."""
+    site, real = setting.site, batch.targets >= 0
+    edits = tuple(setting.edits_for(batch.tokens)) if setting.edits_for else ()
+    entry = Site("resid_pre", site.layer)
+    below = forward(lm, batch.tokens, capture=[entry, site], edits=edits, stop=site.layer + 1)
+    residual, x = below.captured[str(entry)], below.captured[str(site)]
+    x = x.reshape(*batch.tokens.shape, -1).astype(jnp.float32)
+    flat, tokens = x.reshape(-1, x.shape[-1]), batch.tokens.reshape(-1)
+    outlier = (jnp.sum(x * x, axis=-1) > outlier_norm**2) & real
+    counted = batch.mask & real & ~(outlier & setting.drop_outliers)
+
+    clean_logits = resume_with(lm, residual, site, x, x, real)
+    clean = clean_predictions(clean_logits)
+    # name -> (x_hat, sparsity, where it replaces and what is averaged)
+    variants = {
+        "zero": (jnp.zeros_like(flat), None, counted),
+        "mean": (jnp.broadcast_to(mean, flat.shape), None, counted),
+        "zero (no mask)": (jnp.zeros_like(flat), None, real),
+        "mean (no mask)": (jnp.broadcast_to(mean, flat.shape), None, real),
+    }
+    for name, rebuild in reconstructors.items():
+        codes = rebuild.encode(rebuild.params, flat, tokens)
+        x_hat, lengths = rebuild.decode(rebuild.params, codes, flat, tokens)
+        variants[name] = (x_hat, (codes, lengths), counted)
+        if name == "dictionary":
+            variants["dictionary (no mask)"] = (x_hat, (codes, lengths), real)
+
+    def spliced(inputs):
+        value, where = inputs
+        logits = resume_with(lm, residual, site, x, value.reshape(x.shape), where)
+        return splice_sums(clean, logits, batch.targets, where)
+
+    values = jnp.stack([x_hat for x_hat, _, _ in variants.values()])
+    masks = jnp.stack([where for _, _, where in variants.values()])
+    splices = lax.map(spliced, (values, masks))
+    sums = {}
+    for i, (name, (x_hat, coded, where)) in enumerate(variants.items()):
+        weight = where.reshape(-1).astype(jnp.float32)
+        sparsity = sparsity_sums(coded[0], weight, coded[1]) if coded else None
+        splice = jax.tree.map(lambda stacked, i=i: stacked[i], splices)
+        sums[name] = VariantSums(reconstruction_sums(flat, x_hat, weight, mean), sparsity, splice)
+    clean_ce = {
+        name: splice_sums(clean, clean_logits, batch.targets, where)
+        for name, where in (("masked", counted), ("all", real))
+    }
+    spread = jnp.sum((x - mean) ** 2, axis=-1)
+    mask = MaskSums(
+        tokens=jnp.sum(real, dtype=jnp.int32),
+        dropped_by_text=jnp.sum(real & ~batch.mask, dtype=jnp.int32),
+        dropped_by_norm=jnp.sum(real & batch.mask & ~counted, dtype=jnp.int32),
+        outliers=jnp.sum(outlier, dtype=jnp.int32),
+        outliers_kept=jnp.sum(outlier & counted, dtype=jnp.int32),
+        dropped_spread=jnp.sum(jnp.where(real & ~counted, spread, 0)),
+        spread=jnp.sum(jnp.where(real, spread, 0)),
+    )
+    return sums, clean_ce, mask, jnp.all(jnp.isfinite(x) | ~real[..., None])
+
+
+def _figures(sums: VariantSums, clean: SpliceSums, zero: SpliceSums, mean: SpliceSums) -> dict[str, float]:
+    """Named figures of one reconstructor, from its sums and those of the clean and ablated runs."""
+    ce = {name: float(s.ce) / float(s.predictions) for name, s in (("clean", clean), ("zero", zero), ("mean", mean))}
+    spliced = float(sums.splice.ce) / float(sums.splice.predictions)
+    return {
+        "fvu": fvu(sums.reconstruction),
+        "explained_variance": explained_variance(sums.reconstruction),
+        "l0": l0(sums.sparsity),
+        "l1": l1(sums.sparsity),
+        "ce_clean": ce["clean"],
+        "ce_spliced": spliced,
+        "ce_zero": ce["zero"],
+        "ce_mean": ce["mean"],
+        "ce_increase": spliced - ce["clean"],
+        "ce_recovered": ce_recovered(ce["clean"], spliced, ce["zero"]),
+        "ce_recovered_mean": ce_recovered(ce["clean"], spliced, ce["mean"]),
+        "kl": float(sums.splice.kl) / float(sums.splice.predictions),
+        "perplexity_clean": float(np.exp(ce["clean"])),
+        "perplexity_spliced": float(np.exp(spliced)),
+        "perplexity_increase": float(np.exp(spliced) - np.exp(ce["clean"])),
+        "shrinkage": shrinkage(sums.reconstruction),
+        "tokens_evaluated": int(sums.reconstruction.tokens),
+        **density_shares(sums.sparsity),
+    }
+
+
+def evaluate(
+    lm: LanguageModel,
+    setting: Setting,
+    batches: Iterable[EvalBatch],
+    reconstructors: dict[str, Reconstructor],
+    *,
+    mean: np.ndarray,
+    outlier_norm: float,
+) -> Evaluation:
+    """Measure the reconstructor called "dictionary" and, as floors, all others, on the same tokens.
+
+    Args:
+        lm: the model.
+        setting: site and mask.
+        batches: held-out rows, all of one shape.
+        reconstructors: "dictionary" and any floors.
+        mean: `[d]` mean of training activations: what mean-ablation puts in.
+        outlier_norm: norm above which a token is an outlier.
+
+    Raises:
+        InputError: there is no batch, no token counts, or an activation is not finite.
+    """
+    device_mean, limit = jnp.array(mean, jnp.float32), jnp.array(outlier_norm, jnp.float32)
+    totals = None
+    for number, batch in enumerate(batches):
+        sums, clean, mask, finite = _batch_sums(lm, setting, batch, reconstructors, device_mean, limit)
+        if not bool(finite):
+            raise InputError(f"an activation at {setting.site} is not finite in evaluation batch {number}")
+        totals = _add(totals, (sums, clean, mask))
+    if totals is None or totals[0]["dictionary"].reconstruction.tokens == 0:
+        raise InputError("no evaluation token counts: the evaluation text is empty or the mask drops all of it")
+    sums, clean, mask = totals
+    ablated = sums["zero"].splice, sums["mean"].splice
+    figures = {name: _figures(sums[name], clean["masked"], *ablated) for name in reconstructors}
+    unmasked = _figures(
+        sums["dictionary (no mask)"], clean["all"], sums["zero (no mask)"].splice, sums["mean (no mask)"].splice
+    )
+    dropped = {
+        "tokens": int(mask.tokens),
+        "dropped": int(mask.dropped_by_text + mask.dropped_by_norm),
+        "dropped_by_norm": int(mask.dropped_by_norm),
+        "dropped_share_of_variance": float(mask.dropped_spread / mask.spread),
+        "outliers": int(mask.outliers),
+        "outliers_kept": int(mask.outliers_kept),
+        "outlier_norm": float(outlier_norm),
+    }
+    main = figures.pop("dictionary")
+    return Evaluation(main, figures, unmasked, dropped, sums["dictionary"].sparsity.fired)

@@ -1,0 +1,74 @@
+"""Matrix products with a chosen compute dtype: the one place where a bfloat16 product is made.
+
+bfloat16 inputs are accumulated in float32 (`preferred_element_type`), forward and backward alike; plain autodiff of
+such a product would multiply a float32 cotangent with a bfloat16 operand, which no fast library does.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.typing import DTypeLike
+
+
+def dot_general(lhs, rhs, dimension_numbers, preferred_element_type=None):
+    """`lax.dot_general` that accumulates bfloat16 in float32 and answers in the inputs' dtype by default.
+
+    Args:
+        lhs, rhs: arrays of one dtype.
+        dimension_numbers: as `lax.dot_general` takes them.
+        preferred_element_type: dtype of the answer; by default that of the inputs.
+
+    XLA's CPU backend can refuse a *batched* bfloat16-to-float32 product at run time, not at compile time. There, and
+    only there, the inputs (already rounded to bfloat16) are multiplied as float32, which gives the same numbers.
+    """
+    out_dtype = preferred_element_type or lhs.dtype
+    if lhs.dtype == jnp.bfloat16:
+        if dimension_numbers[1][0] and jax.default_backend() == "cpu":
+            lhs, rhs = lhs.astype(jnp.float32), rhs.astype(jnp.float32)
+        return lax.dot_general(lhs, rhs, dimension_numbers, preferred_element_type=jnp.float32).astype(out_dtype)
+    return lax.dot_general(lhs, rhs, dimension_numbers, preferred_element_type=out_dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(a: jax.Array, b: jax.Array, compute_dtype: DTypeLike | None = None) -> jax.Array:
+    """`a @ b` with the inputs rounded to `compute_dtype` and the answer in `a`'s dtype.
+
+    Args:
+        a: `[rows, m]`.
+        b: `[m, n]`, of the same dtype as `a`.
+        compute_dtype: dtype of the inputs of the product (None: theirs); the backward products are rounded the same.
+
+    Returns:
+        `[rows, n]`, in the dtype of `a`.
+    """
+    return _product(a, b, a.dtype, compute_dtype)
+
+
+def _product(a, b, out_dtype, compute_dtype):
+    dtype = compute_dtype or a.dtype
+    return dot_general(a.astype(dtype), b.astype(dtype), (((1,), (0,)), ((), ())), preferred_element_type=out_dtype)
+
+
+def _forward(a, b, compute_dtype):
+    return _product(a, b, a.dtype, compute_dtype), (a, b)
+
+
+def _backward(compute_dtype, saved, g):
+    a, b = saved
+    grad_a = _product(g, _transposed(b, compute_dtype), a.dtype, compute_dtype)
+    grad_b = _product(_transposed(a, compute_dtype), g, b.dtype, compute_dtype)
+    return grad_a, grad_b
+
+
+def _transposed(a, compute_dtype):
+    """The transpose, laid out in memory first where that is what makes the fast matrix units reachable."""
+    a = a.astype(compute_dtype or a.dtype).T
+    if a.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+        return with_layout_constraint(a, Layout((0, 1)))
+    return a
+
+
+matmul.defvjp(_forward, _backward)

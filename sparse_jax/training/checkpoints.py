@@ -1,0 +1,92 @@
+"""Checkpoints of the whole training state with Orbax: written whole or not at all, the newest whole one restored."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sparse_jax.errors import InputError
+from sparse_jax.training.state import TrainState
+
+
+class Checkpoints:
+    """The `checkpoints/` folder of a run. Use as a context manager.
+
+    Orbax writes into a temporary folder and renames it, so that a killed write leaves no checkpoint behind.
+    Saving is synchronous: the step consumes (donates) the very buffers that would be saved in the background.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2):
+        # Orbax takes over a second to import; a `--help` must not wait for it.
+        from orbax.checkpoint import v1 as ocp
+
+        self._checkpointer = ocp.training.Checkpointer(
+            folder.absolute(),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._checkpointer.close()
+
+    def latest(self) -> int | None:
+        """Step of the newest whole checkpoint, or None."""
+        newest = self._checkpointer.latest
+        return None if newest is None else newest.step
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint under the state's step, unless that step's is there."""
+        step = int(state.step)
+        if self.latest() != step:
+            self._checkpointer.save_pytree(step, _storable(state), force=True)
+
+    def restore(self, like: TrainState) -> TrainState:
+        """The newest checkpoint, with `like`'s shapes, dtypes and shardings.
+
+        Raises:
+            InputError: there is none, or it does not fit the run's flags.
+        """
+        step = self.latest()
+        if step is None:
+            raise InputError("there is no checkpoint to resume from")
+        try:
+            restored = self._checkpointer.load_pytree(step, _abstract(_storable(like)))
+        except (ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"checkpoint {step} does not fit this run: {reason}") from error
+        return _usable(restored, like)
+
+
+def _storable(state: TrainState) -> dict[str, Any]:
+    """A tree of plain arrays: typed keys become their data, and dataclasses dicts."""
+    fields = {name: getattr(state, name) for name in state.__dataclass_fields__}
+    return {
+        **fields,
+        "key": jax.random.key_data(state.key),
+        "normaliser": {"centre": state.normaliser.centre, "scale": state.normaliser.scale},
+        "opt_state": dict(enumerate_leaves(state.opt_state)),
+    }
+
+
+def enumerate_leaves(tree: Any) -> list[tuple[str, jax.Array]]:
+    """Leaves of any pytree with names that sort in order, so that optimiser states need no type on disk."""
+    return [(f"{i:04d}", leaf) for i, leaf in enumerate(jax.tree.leaves(tree))]
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+
+
+def _usable(stored: dict[str, Any], like: TrainState) -> TrainState:
+    leaves = [stored["opt_state"][name] for name, _ in enumerate_leaves(like.opt_state)]
+    return TrainState(
+        **{
+            **stored,
+            "key": jax.random.wrap_key_data(stored["key"]),
+            "normaliser": type(like.normaliser)(**stored["normaliser"]),
+            "opt_state": jax.tree.unflatten(jax.tree.structure(like.opt_state), leaves),
+        }
+    )
