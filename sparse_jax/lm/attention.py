@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from sparse_jax.lm.layers import accurate_dtype
 from sparse_jax.numerics import dot_general
 
 Tap = Callable[[str, jax.Array], jax.Array]
@@ -21,7 +22,7 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, scale: float, tap
     The softmax is taken in float32 (or float64) whatever the compute dtype.
     """
     length = q.shape[1]
-    accurate = jnp.promote_types(q.dtype, jnp.float32)
+    accurate = accurate_dtype(q.dtype)
     # Batch axes (batch, head), contraction over head_dim: [batch, head, query, key].
     scores = dot_general(q, k, (((3,), (3,)), ((0, 2), (0, 2))), preferred_element_type=accurate) * scale
     causal = jnp.arange(length)[:, None] >= jnp.arange(length)[None, :]

@@ -6,10 +6,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from sparse_jax.errors import InputError
 from sparse_jax.numerics import dot_general
+
+
+def accurate_dtype(dtype) -> np.dtype:
+    """float32, or float64 where `dtype` is that: what sums, scores and angles are made in, at any compute dtype."""
+    return np.dtype(np.float64 if jnp.dtype(dtype) == np.float64 else np.float32)
 
 
 class Linear(nn.Module):
@@ -48,7 +54,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones_init(), (self.width,))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
-        accurate = jnp.promote_types(x.dtype, jnp.float32)
+        accurate = accurate_dtype(x.dtype)
         x = x.astype(accurate)
         x = x - jnp.mean(x, axis=-1, keepdims=True)
         x = x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)

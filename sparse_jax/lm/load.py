@@ -122,4 +122,3 @@ def random_model(config, key: jax.Array, *, dtype: str = "float32") -> LanguageM
             drawn = config.initializer_range * draw
         parent[path[-1]] = jax.vmap(weight.convert)(drawn) if lead else weight.convert(drawn)
     return LanguageModel(params, config, dtype, f"random {config.model_type}")
-

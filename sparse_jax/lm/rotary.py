@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_jax.lm.layers import accurate_dtype
+
 
 def rotary_angles(positions: jax.Array, rotary_dim: int, base: float, dtype) -> tuple[jax.Array, jax.Array]:
     """cos and sin `[position, rotary_dim / 2]` of position x base^(-2 i / rotary_dim).
@@ -12,7 +14,7 @@ def rotary_angles(positions: jax.Array, rotary_dim: int, base: float, dtype) -> 
     reciprocal and angle are each rounded, because at position 2047 one unit in the last place of a frequency turns
     the query or key by up to 1e-4.
     """
-    accurate = np.dtype(np.float64 if jnp.dtype(dtype) == jnp.float64 else np.float32)
+    accurate = accurate_dtype(dtype)
     exponents = np.arange(0, rotary_dim, 2, dtype=accurate) / accurate.type(rotary_dim)
     # The power in float64, then rounded: NumPy's float32 power is off by a unit here and there.
     frequencies = 1 / (base ** exponents.astype(np.float64)).astype(accurate)

@@ -38,10 +38,18 @@ TRANSFORMER_LENS_NAMES = {
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """A place in the model: `Site("resid_post", 3)`, written `resid_post.3`."""
+    """A place in the model: `Site("resid_post", 3)`, written `resid_post.3`.
+
+    Raises:
+        InputError: the name is none of `SITES`.
+    """
 
     name: str
     layer: int
+
+    def __post_init__(self):
+        if self.name not in SITES:
+            raise _not_a_site(str(self))
 
     def __str__(self) -> str:
         return f"{self.name}.{self.layer}"
@@ -64,6 +72,10 @@ class Site:
                 )
             return cls(name, int(match[1]))
         match = re.fullmatch(r"(\w+)\.(\d+)", text)
-        if not match or match[1] not in SITES:
-            raise InputError(f"site {text!r}: give NAME.LAYER with NAME one of {', '.join(SITES)}")
+        if not match:
+            raise _not_a_site(text)
         return cls(match[1], int(match[2]))
+
+
+def _not_a_site(text: str) -> InputError:
+    return InputError(f"site {text!r}: give NAME.LAYER with NAME one of {', '.join(SITES)}")

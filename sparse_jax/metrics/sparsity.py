@@ -35,7 +35,7 @@ def sparsity_sums(codes: jax.Array, weight: jax.Array, lengths: jax.Array) -> Sp
     counts = (weight > 0)[:, None]
     return SparsitySums(
         tokens=jnp.sum(counts, dtype=jnp.int32),
-        l1=jnp.sum(jnp.abs(codes) * counts * lengths),
+        l1=jnp.sum(jnp.where(counts, jnp.abs(codes), 0) * lengths),
         fired=jnp.sum((codes != 0) & counts, axis=0, dtype=jnp.int32),
     )
 

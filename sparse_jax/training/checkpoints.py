@@ -41,7 +41,7 @@ class Checkpoints:
         """Write a checkpoint under the state's step, unless that step's is there."""
         step = int(state.step)
         if self.latest() != step:
-            self._checkpointer.save_pytree(step, _storable(state), force=True)
+            self._checkpointer.save(step, _storable(state), force=True)
 
     def restore(self, like: TrainState) -> TrainState:
         """The newest checkpoint, with `like`'s shapes, dtypes and shardings.
@@ -53,7 +53,7 @@ class Checkpoints:
         if step is None:
             raise InputError("there is no checkpoint to resume from")
         try:
-            restored = self._checkpointer.load_pytree(step, _abstract(_storable(like)))
+            restored = self._checkpointer.load(step, _abstract(_storable(like)))
         except (ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"checkpoint {step} does not fit this run: {reason}") from error

@@ -83,7 +83,7 @@ def make_step(
             "fvu": _batch_fvu(batch, losses.y_hat),
             "l0": jnp.sum(losses.fired) / rows,
             "dead": jnp.mean((age > dead_window).astype(jnp.float32)),
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": rate * optimisation.learning_rate,
         }
         state = TrainState(

@@ -30,7 +30,7 @@ def test_every_site_and_the_logits(name, dtype, reference, loaded):
     sites = reference.sites(tiny.config)
     with jax.enable_x64(dtype == "float64"), np.load(FILES[name]) as golden:
         out = forward(loaded(name, dtype), reference.random_tokens(tiny), capture=sites)
-        assert list(out.captured) and set(out.captured) == set(sites)
+        assert out.captured.keys() == set(sites)
         assert {value.dtype for value in (*out.captured.values(), out.logits)} == {jnp.dtype(dtype)}
         errors = {site: reference.relative_error(out.captured[site], golden[f"{dtype} {site}"]) for site in sites}
         errors["logits"] = reference.relative_error(out.logits, golden[f"{dtype} logits"])

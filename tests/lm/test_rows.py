@@ -151,6 +151,8 @@ def test_packing_equals_a_plain_reference(words, contents, context, skip, with_b
     rows = pack(source, words, context, skip_positions=skip, limit=limit, bos="row" if with_bos else "none")
     assert rows.n_rows == n_rows
     assert limit is None or rows.n_tokens <= limit
+    assert list(rows.documents) == [f"t#{i + 1}" for i in range(owner[n_rows * width - 1] + 1)]
+    assert len(rows.document_starts) == len(rows.documents)
     assert rows.n_dropped == sum(len(content.split()) + 1 for content in contents[: len(read)]) - n_rows * width
     for i in range(n_rows):
         tokens, targets, mask, document = rows[i]
@@ -437,7 +439,7 @@ def test_rows_at_a_place_do_not_depend_on_where_reading_began(n_rows, seed, star
 def test_orders_differ_and_cannot_be_spoilt():
     assert not np.array_equal(row_order(100, 0, 0), row_order(100, 0, 1))
     assert not np.array_equal(row_order(100, 0, 0), row_order(100, 1, 0))
-    before = row_order(100, 0, 0)
+    before = row_order(100, 0, 0).copy()
     row_order(100, 0, 0)[:] = 0
     row_indices(100, 0, 0, 50)[:] = 0
     assert np.array_equal(row_order(100, 0, 0), before)

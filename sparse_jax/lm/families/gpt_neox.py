@@ -20,7 +20,7 @@ import numpy as np
 from sparse_jax.errors import InputError
 from sparse_jax.lm.attention import Tap, causal_attention
 from sparse_jax.lm.family import Family, Weight, register
-from sparse_jax.lm.layers import LayerNorm, Linear, activation
+from sparse_jax.lm.layers import LayerNorm, Linear, accurate_dtype, activation
 from sparse_jax.lm.rotary import rotary_angles, rotate
 from sparse_jax.numerics import dot_general
 
@@ -195,7 +195,7 @@ def unembed(config: GPTNeoXConfig, params: dict, residual: jax.Array, dtype) -> 
     """Logits `[batch, position, vocab]` in float32 (or float64): final layer norm, then the unembedding."""
     norm = LayerNorm(config.d_model, config.norm_epsilon, dtype)
     x = norm.apply({"params": params["norm"]}, residual)
-    accurate = jnp.promote_types(dtype, jnp.float32)
+    accurate = accurate_dtype(dtype)
     kernel = params["unembed"].astype(dtype)
     return dot_general(x, kernel, (((2,), (0,)), ((), ())), preferred_element_type=accurate)
 

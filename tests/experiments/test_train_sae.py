@@ -1,0 +1,241 @@
+"""The whole experiment on a tiny model: what it leaves behind, what it refuses, killing it and resuming it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from experiments import command, train_sae
+from experiments.train_sae import Flags
+from sparse_jax.dictionaries import L1, load
+from sparse_jax.errors import InputError
+from tests.experiments.conftest import write_model
+
+ROOT = Path(__file__).parents[2]
+FIGURES = (
+    "tokens_trained tokens_evaluated fvu explained_variance l0 l1 ce_clean ce_spliced ce_increase ce_zero ce_mean "
+    "ce_recovered kl dead_fraction tokens_per_second seconds model site floors mask unmasked shrinkage perplexity_clean "
+    "perplexity_spliced perplexity_increase dense_fraction"
+).split()
+
+
+def flags(model_folder, text_file, out, **changes) -> Flags:
+    fields = {
+        "model": str(model_folder), "text": str(text_file), "out": Path(out), "site": "resid_post.0", "context": 32, "batch": 128,
+        "block_rows": 16, "tokens": 8192, "eval_tokens": 2048, "statistics_tokens": 2048, "holdout": 0.2,
+        "report_features": 4, "log_every": 5, "checkpoint_every": 7, "reuse_memory": False,
+    }  # fmt: skip
+    return Flags(L1(expansion=2, l1=0.5), **{**fields, **changes})
+
+
+def as_arguments(given: Flags) -> list[str]:
+    """The same flags for a command line."""
+    plain = {name: getattr(given, name) for name in given.__dataclass_fields__ if name not in ("dictionary", "schedule")}
+    arguments = []
+    for name, value in plain.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{option}" if value else f"--no-{option}")
+        elif value is not None:
+            arguments += [f"--{option}", str(value)]
+    return [*arguments, "l1", "--expansion", "2", "--l1", "0.5"]
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.train_sae", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def params(out: Path) -> dict[str, np.ndarray]:
+    (path,) = out.glob("dictionaries/*/params.safetensors")
+    return load_file(path)
+
+
+@pytest.fixture(scope="module")
+def finished(model, text, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert train_sae.main(flags(model, text, out)) == 0
+    return out
+
+
+@pytest.mark.slow
+def test_a_run_leaves_all_that_is_promised(finished, model, text, capsys):
+    final = json.loads((finished / "metrics.json").read_text())
+    assert not [name for name in FIGURES if name not in final]
+    assert set(final["floors"]) == {"pca", "neurons", "random", "token_mean"}
+    for floor in final["floors"].values():
+        assert {"fvu", "l0", "ce_increase"} <= set(floor)
+    assert final["tokens_trained"] == pytest.approx(8192, rel=0.05)
+    assert final["tokens_trained"] < 8192  # the mask drops the first position of each row
+    config = json.loads((finished / "config.json").read_text())
+    assert config["flags"]["dictionary"]["kind"] == "l1"
+    assert config["resolved"]["dictionary"]["n_features"] == 32
+    steps = [json.loads(line)["step"] for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, *range(5, 65, 5), 64]
+    page = (finished / "report.html").read_text()
+    assert "feature" in page
+    assert load(finished).dictionary.n_features == 32
+    assert not list(finished.rglob("*.tmp*"))
+
+
+@pytest.mark.slow
+def test_a_used_folder_is_refused_and_flags_must_match_on_resume(finished, model, text):
+    with pytest.raises(InputError, match="already holds a run"):
+        train_sae.main(flags(model, text, finished))
+    with pytest.raises(InputError, match="seed: 0 there, 1 now"):
+        train_sae.main(flags(model, text, finished, resume=True, seed=1))
+    with pytest.raises(InputError, match="give one of them"):
+        train_sae.main(flags(model, text, finished, resume=True, overwrite=True))
+    assert (finished / "metrics.json").exists()
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_a_random_step_and_resumed_ends_with_the_same_bits(finished, model, text, tmp_path):
+    out = tmp_path / "killed"
+    given = flags(model, text, out)
+    process = start(as_arguments(given))
+    kill_after = random.SystemRandom().randint(8, 55)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        log = out / "metrics.jsonl"
+        if log.exists() and log.read_text().count("\n") and _last_step(log) >= kill_after:
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert (out / "metrics.jsonl").exists(), "the run never reached its first step"
+    output, _ = start(_with_resume(given)).communicate(timeout=240)
+    assert "report:" in output, output
+    one, two = params(finished), params(out)
+    assert set(one) == set(two)
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=f"{name}, killed after step {kill_after}")
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+
+
+def _last_step(log: Path) -> int:
+    lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return json.loads(lines[-1])["step"]
+
+
+def _with_resume(given: Flags) -> list[str]:
+    return ["--resume" if argument == "--no-resume" else argument for argument in as_arguments(given)]
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_ends_cleanly(model, text, tmp_path):
+    out = tmp_path / "stopped"
+    given = flags(model, text, out, tokens=400_000, checkpoint_every=100_000)
+    process = start(as_arguments(given))
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and not (out / "metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == command.EXIT_INTERRUPTED, output
+    assert "Traceback" not in output
+    assert "continue with --resume" in output
+    saved = [int(path.name) for path in (out / "checkpoints").iterdir() if path.name.isdigit()]
+    assert max(saved) >= 1
+    assert not (out / "metrics.json").exists()
+
+
+BAD = {
+    "unknown model": ({"model": "no-such-model"}, "neither embedded"),
+    "missing model folder": ({"model": "./nowhere/model"}, "does not exist"),
+    "missing text": ({"text": "nowhere.txt"}, "nowhere.txt"),
+    "unknown site": ({"site": "residual.0"}, "give NAME.LAYER"),
+    "site that the family lacks": ({"site": "resid_mid.0"}, "in parallel"),
+    "layer out of range": ({"site": "resid_post.2"}, "layers 0 to 1"),
+    "pattern has no width": ({"site": "attn_pattern.0"}, "no fixed width"),
+    "tokens below a batch": ({"tokens": 100}, "below one batch"),
+    "batch that does not fit a block": ({"batch": 100}, "does not divide"),
+    "context beyond the model": ({"context": 128}, "at most 64 positions"),
+    "negative learning rate": ({"learning_rate": -1.0}, "positive"),
+    "revision of a local model": ({"revision": "step0"}, "revision"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_before_any_work(case, model, text, tmp_path):
+    changes, words = BAD[case]
+    with pytest.raises(InputError) as caught:
+        train_sae.main(flags(model, text, tmp_path / "out", **changes))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_an_empty_and_a_short_text_are_refused(model, tmp_path):
+    for name, content in (("empty.txt", ""), ("short.txt", "a few words")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(InputError):
+            train_sae.main(flags(model, tmp_path / name, tmp_path / "out"))
+
+
+def test_an_unwritable_folder_is_refused(model, text, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match="cannot be written|is a file"):
+            train_sae.main(flags(model, text, out))
+
+
+def test_a_truncated_weight_file_is_refused(text, tmp_path):
+    folder = write_model(tmp_path / "cut")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="cut short"):
+        train_sae.main(flags(folder, text, tmp_path / "out"))
+
+
+def test_activations_that_are_not_finite_are_named(text, tmp_path):
+    folder = write_model(tmp_path / "nan", poison="gpt_neox.layers.0.mlp.dense_4h_to_h.weight")
+    with pytest.raises(InputError, match=r"not finite \(block 0, row \d+ of the text, position 0, token id \d+\)"):
+        train_sae.main(flags(folder, text, tmp_path / "out"))
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_an_overwritten_folder_keeps_what_is_not_ours(model, text, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="layers 0 to 1"):
+        train_sae.main(flags(model, text, out, overwrite=True, site="resid_post.5"))
+    assert (out / "config.json").exists(), "nothing is removed before the flags are known to be good"
+
+
+@pytest.mark.slow
+def test_the_command_line_says_errors_in_one_line(model, text, tmp_path):
+    given = flags(model, text, tmp_path / "out", site="resid_post.9")
+    process = start(as_arguments(given))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == command.EXIT_BAD_INPUT
+    assert output.startswith("error: site resid_post.9")
+    assert output.count("\n") == 1
+    process = start(["--debug" if a == "--no-debug" else a for a in as_arguments(given)])
+    output, _ = process.communicate(timeout=120)
+    assert "Traceback" in output
+
+
+@pytest.mark.parametrize("arguments", [["--no-such-flag", "l1"], ["l2"], ["--tokens", "many", "l1"], ["l1", "--l1", "-1"]])
+def test_wrong_flags_end_with_code_2_and_no_traceback(arguments):
+    process = start(arguments)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == command.EXIT_BAD_INPUT, output
+    assert "Traceback" not in output

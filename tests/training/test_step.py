@@ -1,0 +1,122 @@
+"""The step: one compilation, donated state, ages, rows seen, schedules; it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparse_jax.activations import Normaliser
+from sparse_jax.dictionaries import L1
+from sparse_jax.errors import InputError
+from sparse_jax.training import Schedule, adam, init_state, make_step, total_rows
+from sparse_jax.training.schedules import coefficient, learning_rate
+from sparse_jax.training.state import count_rows
+
+D = 16
+
+
+def normaliser() -> Normaliser:
+    return Normaliser(jnp.full(D, 3.0), jnp.array(2.0))
+
+
+def sparse_data(key, rows=512, atoms=24, active=3):
+    """Sparse combinations of fixed random directions, in raw units."""
+    directions = jax.random.normal(jax.random.key(99), (atoms, D))
+    chosen = jax.random.uniform(key, (rows, atoms)).argsort(axis=1)[:, :active]
+    codes = jnp.zeros((rows, atoms)).at[jnp.arange(rows)[:, None], chosen].set(1.0)
+    return 3.0 + 2.0 * codes @ directions
+
+
+def setup(total=300, **fields):
+    dictionary = L1(expansion=2, **fields).sized(D)
+    optimisation = adam(3e-3)
+    state = init_state(dictionary, optimisation.transform, normaliser(), seed=0)
+    step = make_step(dictionary, optimisation, Schedule(), total, dead_window=2000)
+    return dictionary, state, step
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_training_lowers_the_error_and_keeps_unit_rows(tied):
+    _, state, step = setup(l1=0.5, tied=tied)
+    weight = jnp.ones(512)
+    first = last = None
+    for i in range(300):
+        state, metrics = step(state, sparse_data(jax.random.key(i)), weight)
+        first = first or float(metrics["fvu"])
+        last = float(metrics["fvu"])
+    assert last < 0.25 * first
+    assert last < 0.2
+    np.testing.assert_allclose(np.linalg.norm(state.params["W_dec"], axis=1), 1, atol=1e-5)
+
+
+def test_the_step_compiles_once_and_consumes_its_state():
+    _, state, step = setup()
+    before = state
+    for i in range(4):
+        state, _ = step(state, sparse_data(jax.random.key(i)), jnp.ones(512))
+    assert step._cache_size() == 1
+    assert before.params["W_dec"].is_deleted()
+
+
+def test_masked_rows_change_nothing():
+    x = sparse_data(jax.random.key(0))
+    weight = jnp.ones(512).at[100:].set(0)
+    results = []
+    for filler in (0.0, 1e6):
+        _, state, step = setup()
+        state, metrics = step(state, x.at[100:].set(filler), weight)
+        results.append((state, metrics))
+    (one, metrics_one), (two, metrics_two) = results
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params)):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(one.age, two.age)
+    for name in metrics_one:
+        np.testing.assert_array_equal(metrics_one[name], metrics_two[name])
+    assert total_rows(one.rows_seen) == 100
+
+
+def test_ages_count_rows_since_a_feature_fired():
+    dictionary, state, step = setup()
+    silent = jnp.zeros(dictionary.n_features).at[5].set(-1e6)
+    state.params["b_enc"] = silent
+    for i in range(3):
+        state, metrics = step(state, sparse_data(jax.random.key(i)), jnp.ones(512))
+    assert int(state.age[5]) == 3 * 512
+    assert float(metrics["dead"]) == 0
+    state, metrics = step(state, sparse_data(jax.random.key(9)), jnp.ones(512))
+    assert int(state.age[5]) == 2048
+    assert float(metrics["dead"]) == pytest.approx(np.mean(np.asarray(state.age) > 2000))
+    assert float(metrics["dead"]) > 0
+
+
+def test_the_first_adam_step_has_the_size_of_the_learning_rate():
+    dictionary, state, _ = setup()
+    step = make_step(dictionary, adam(1e-2), Schedule(0.0, 0.0, 0.0), 10, 100)
+    before = np.array(state.params["b_enc"])
+    state, metrics = step(state, sparse_data(jax.random.key(0)), jnp.ones(512))
+    moved = np.abs(np.array(state.params["b_enc"]) - before)
+    assert float(metrics["learning_rate"]) == pytest.approx(1e-2)
+    np.testing.assert_allclose(moved[moved > 0], 1e-2, rtol=1e-3)
+
+
+def test_schedules_are_shares_of_the_run():
+    schedule = Schedule(lr_warmup=0.1, lr_decay=0.2, coefficient_warmup=0.5)
+    rate = [float(learning_rate(schedule, 100)(step)) for step in range(100)]
+    assert rate[0] == pytest.approx(0.1)
+    assert rate[9] == rate[50] == rate[80] == 1.0
+    assert rate[99] == pytest.approx(0.05)
+    ramp = [float(coefficient(schedule, 100)(step)) for step in range(100)]
+    assert ramp[0] == pytest.approx(0.02)
+    assert ramp[48] < 1.0
+    assert ramp[49] == ramp[99] == 1.0
+
+
+@pytest.mark.parametrize("fields", [{"lr_warmup": -0.1}, {"lr_decay": 1.5}, {"lr_warmup": 0.6, "lr_decay": 0.6}])
+def test_impossible_schedules_are_refused(fields):
+    with pytest.raises(InputError):
+        Schedule(**fields)
+
+
+def test_rows_are_counted_beyond_int32():
+    seen = jnp.array([5000, 999_000], jnp.int32)
+    assert total_rows(count_rows(seen, jnp.array(4096, jnp.int32))) == 5_000_999_000 + 4096
