@@ -45,9 +45,7 @@ def print_table(final: dict) -> None:
     print(f"trained on {final['tokens_trained']:,} tokens{speed}; {final['seconds']:.0f} s in all")
 
 
-def write_report(
-    out: Path, data: Data, trained: Normalised, evaluation: Evaluation, final: dict, flags: Any
-) -> None:
+def write_report(out: Path, data: Data, trained: Normalised, evaluation: Evaluation, final: dict, flags: Any) -> None:
     """`report.html` in the run folder."""
     lines = read_lines(out / "metrics.jsonl")
     cards, alive = feature_cards(data, trained, evaluation, flags)
@@ -70,22 +68,25 @@ def write_report(
 
 def feature_cards(data: Data, trained: Normalised, evaluation: Evaluation, flags: Any) -> tuple[tuple, int]:
     """Cards of features drawn uniformly from the alive ones, and how many are alive."""
-    alive = np.flatnonzero(evaluation.fired > 0)
-    count = min(flags.report_features, len(alive))
-    chosen = np.sort(np.random.default_rng(flags.seed).choice(alive, count, replace=False)) if count else alive[:0]
-    if not count:
-        return (), len(alive)
+    alive = int((evaluation.fired > 0).sum())
+    chosen = draw_features(evaluation.fired, flags.report_features, flags.seed)
+    if not len(chosen):
+        return (), alive
     rebuild = reconstructor(in_float32(trained))
     data = data.in_float32()
     numbers = eval_rows(data, flags.eval_tokens)
-    activity = feature_activity(
-        data.lm, data.site, data.evaluation, numbers, rebuild.encode, rebuild.params, chosen
-    )
+    activity = feature_activity(data.lm, data.site, data.evaluation, numbers, rebuild.encode, rebuild.params, chosen)
     cards = tuple(
         feature_card(activity, column, data.evaluation, data.tokenizer.token_strings, flags.seed)
-        for column in range(count)
+        for column in range(len(chosen))
     )
-    return cards, len(alive)
+    return cards, alive
+
+
+def draw_features(fired: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Numbers of up to `count` features, drawn uniformly from those that fire, ascending."""
+    alive = np.flatnonzero(fired > 0)
+    return np.sort(np.random.default_rng(seed).choice(alive, min(count, len(alive)), replace=False))
 
 
 def facts(final: dict, data: Data) -> tuple[tuple[str, str], ...]:
@@ -147,9 +148,12 @@ def charts(lines: list[dict], evaluation: Evaluation, final: dict) -> tuple[tupl
         (curve({"dead": "dead"}, "Silent features", "share"), "Share silent for longer than the dead window."),
         (
             histogram(
-                density[density > 0], title="Feature densities", x_label="share of tokens", y_label="features",
+                density[density > 0],
+                title="Feature densities",
+                x_label="share of tokens",
+                y_label="features",
                 log_x=True,
-            ),  # fmt: skip
+            ),
             f"How often each feature fires on {final['tokens_evaluated']:,} held-out tokens; "
             f"{int((density == 0).sum())} never do and are left out.",
         ),

@@ -1,7 +1,16 @@
 """Floor 2: activations of a language model in seeded blocks, their statistics, the normaliser."""
 
-from sparse_jax.activations.blocks import Block, Blocks, activations
-from sparse_jax.activations.normalise import Normaliser, fit_normaliser
-from sparse_jax.activations.statistics import Statistics, collect_statistics
+from sparse_jax.lazy import lazy_names
 
-__all__ = ["Block", "Blocks", "Normaliser", "Statistics", "activations", "collect_statistics", "fit_normaliser"]
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "Block": "blocks",
+        "Blocks": "blocks",
+        "Normaliser": "normalise",
+        "Statistics": "statistics",
+        "activations": "blocks",
+        "collect_statistics": "statistics",
+        "fit_normaliser": "normalise",
+    },
+)

@@ -131,6 +131,6 @@ class Blocks:
             row, position = divmod(bad, self.rows.context)
             raise InputError(
                 f"the activation at {self.site} is not finite (block {index}, row {numbers[row]} of the text, "
-                f"position {position}, token id {tokens[row, position]}); the model's weights or compute dtype are at fault"
+                f"position {position}, token id {tokens[row, position]}): see the weights and the compute dtype"
             )
         return block

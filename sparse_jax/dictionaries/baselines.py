@@ -53,7 +53,9 @@ class LinearTopK(Dictionary):
         codes = self.encode(params, batch.x)
         y_hat = self.decode(params, codes)
         frozen = {name: params[name] for name in self.frozen}
-        return Losses({"reconstruction": reconstruction_loss(y_hat, batch)}, y_hat, firings(codes, batch.weight), frozen)
+        return Losses(
+            {"reconstruction": reconstruction_loss(y_hat, batch)}, y_hat, firings(codes, batch.weight), frozen
+        )
 
     def directions(self, params: Params) -> jax.Array:
         return params["W_dec"]

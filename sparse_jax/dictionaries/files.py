@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
@@ -11,14 +12,14 @@ from safetensors.numpy import load_file, save_file
 
 from sparse_jax.activations.normalise import Normaliser
 from sparse_jax.dictionaries.normalised import Normalised
-from sparse_jax.dictionaries.protocol import from_json, to_json
+from sparse_jax.dictionaries.protocol import Dictionary, from_json, to_json
 from sparse_jax.errors import InputError
 
 _PARAMS, _CARD = "params.safetensors", "dictionary.json"
 
 
 def save(folder: str | Path, trained: Normalised, provenance: dict) -> None:
-    """Write a trained dictionary; each file appears whole or not at all, the card last.
+    """Write a trained dictionary, whole or not at all: the card comes last, and without a card there is none.
 
     Args:
         folder: made if it does not exist.
@@ -31,10 +32,13 @@ def save(folder: str | Path, trained: Normalised, provenance: dict) -> None:
     arrays |= {"normaliser.centre": trained.normaliser.centre, "normaliser.scale": trained.normaliser.scale}
     # safetensors writes the buffer as it lies: a transposed view must be copied first.
     arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in arrays.items()}
-    save_file(arrays, folder / (_PARAMS + ".tmp"))
-    os.replace(folder / (_PARAMS + ".tmp"), folder / _PARAMS)
     card = {"format": 1, "dictionary": to_json(trained.dictionary), "provenance": provenance}
-    (folder / (_CARD + ".tmp")).write_text(json.dumps(card, indent=1) + "\n", encoding="utf8")
+    text = json.dumps(card, indent=1) + "\n"
+    save_file(arrays, folder / (_PARAMS + ".tmp"))
+    (folder / (_CARD + ".tmp")).write_text(text, encoding="utf8")
+    # An old card must not stand beside new parameters, not even for a moment.
+    (folder / _CARD).unlink(missing_ok=True)
+    os.replace(folder / (_PARAMS + ".tmp"), folder / _PARAMS)
     os.replace(folder / (_CARD + ".tmp"), folder / _CARD)
 
 
@@ -46,9 +50,12 @@ def read_card(folder: str | Path) -> dict:
     """
     path = _saved_folder(folder) / _CARD
     try:
-        return json.loads(path.read_text(encoding="utf8"))
+        card = json.loads(path.read_text(encoding="utf8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
+    if not isinstance(card, dict) or not isinstance(card.get("dictionary"), dict):
+        raise InputError(f"{path} is damaged: it describes no dictionary")
+    return card
 
 
 def load(folder: str | Path) -> Normalised:
@@ -63,8 +70,18 @@ def load(folder: str | Path) -> Normalised:
         arrays = {name: jnp.array(value) for name, value in load_file(folder / _PARAMS).items()}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{folder / _PARAMS} cannot be read: {error}") from error
+    found = {name: value.shape for name, value in arrays.items()}
+    if found != (due := _shapes(dictionary)):
+        raise InputError(f"{folder / _PARAMS} does not fit {_CARD} beside it: it holds {found}, due are {due}")
     params = {name.removeprefix("params."): value for name, value in arrays.items() if name.startswith("params.")}
     return Normalised(dictionary, params, Normaliser(arrays["normaliser.centre"], arrays["normaliser.scale"]))
+
+
+def _shapes(dictionary: Dictionary) -> dict[str, tuple[int, ...]]:
+    """The arrays that belong to a saved dictionary, and their shapes."""
+    params = jax.eval_shape(dictionary.init, jax.random.key(0))
+    shapes = {f"params.{name}": value.shape for name, value in params.items()}
+    return {**shapes, "normaliser.centre": (dictionary.d_in,), "normaliser.scale": ()}
 
 
 def _saved_folder(folder: str | Path) -> Path:

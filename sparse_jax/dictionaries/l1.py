@@ -41,7 +41,7 @@ class L1(Dictionary):
         centring: subtract b_dec from the input before encoding.
     """
 
-    l1: float = 6.0
+    l1: float = 1.9
     tied: bool = False
     decoder_bias: bool = True
     centring: bool = True
@@ -83,7 +83,7 @@ class L1(Dictionary):
         return Losses(terms, y_hat, firings(codes, batch.weight), {})
 
     def tangent(self, params: Params, grads: Params) -> Params:
-        # A step along a unit row only changes its length, which `project` undoes: it would feed Adam's moments with noise.
+        # A step along a unit row only changes its length, which `project` undoes: Adam's moments would hold noise.
         W, g = params["W_dec"], grads["W_dec"]
         return {**grads, "W_dec": g - jnp.sum(g * W, axis=-1, keepdims=True) * W}
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_jax.activations.blocks import EditsFor, activations
+from sparse_jax.activations.blocks import activations
 from sparse_jax.features.page import Context, FeatureCard
 from sparse_jax.lm.model import LanguageModel
 from sparse_jax.lm.rows import Rows
@@ -166,7 +166,7 @@ def feature_card(
 
 
 def _top_tokens(firing: np.ndarray, tokens: np.ndarray, token_strings, count: int = 6) -> tuple[tuple[str, float], ...]:
-    """The token ids on which a feature's summed activation is largest, with the mean activation where it fires there."""
+    """The tokens on which a feature's summed activation is largest, with its mean activation where it fires on them."""
     active = firing > 0
     ids, inverse = np.unique(tokens[active], return_inverse=True)
     sums = np.bincount(inverse, firing[active], minlength=len(ids))

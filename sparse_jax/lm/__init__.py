@@ -5,6 +5,7 @@ from sparse_jax.lm.load import load, random_model, resolve
 from sparse_jax.lm.losses import cross_entropy, kl_divergence
 from sparse_jax.lm.model import LanguageModel, Output, check_site, forward, site_width
 from sparse_jax.lm.sites import SITES, Site
+from sparse_jax.lm.tokenizer import load_tokenizer
 
 __all__ = [
     "SITES",
@@ -18,6 +19,7 @@ __all__ = [
     "forward",
     "kl_divergence",
     "load",
+    "load_tokenizer",
     "put",
     "random_model",
     "replace",

@@ -47,7 +47,7 @@ class Family:
         weights: config -> {"embed", "blocks", "head"} -> nested dict of `Weight`.
         ignored: regular expressions of checkpoint tensors that are no weights (saved buffers).
         embed: (config, params["embed"], tokens, dtype) -> residual `[batch, position, d_model]`.
-        block: (config, dtype) -> Linen module, called as `module(residual, positions, tap)`.
+        block: (config, dtype) -> Linen module, called as `module(residual, positions, tap)` with a `Tap`.
         unembed: (config, params["head"], residual, dtype) -> logits `[batch, position, vocab]`, final norm included.
         missing_site: (config, site name) -> why this model lacks the site, or None if it has it.
     """

@@ -15,6 +15,7 @@ from sparse_jax.lm import families  # noqa: F401  registers the families
 from sparse_jax.lm.edits import Edit
 from sparse_jax.lm.family import Family, family_of
 from sparse_jax.lm.sites import Site
+from sparse_jax.lm.tap import NO_TAP, Tap
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["config", "dtype", "name", "revision"])
@@ -159,10 +160,6 @@ def _run_block(lm, layer, residual, tap):
     return block.apply({"params": params}, residual, jnp.arange(residual.shape[1]), tap)
 
 
-def _no_tap(name, value):
-    return value
-
-
 @partial(jax.jit, static_argnames=("capture", "start", "end", "with_head"))
 def _forward_static(lm, inputs, edits, capture, start, end, with_head):
     residual, captured = _embedded(lm, inputs), {}
@@ -178,7 +175,8 @@ def _forward_static(lm, inputs, edits, capture, start, end, with_head):
                 captured[str(site)] = value
             return value
 
-        return tap
+        sites = (*capture, *(edit.site for edit in edits))
+        return Tap(tap, frozenset(site.name for site in sites if site.layer == layer))
 
     layer = start
     while layer < end:
@@ -190,7 +188,7 @@ def _forward_static(lm, inputs, edits, capture, start, end, with_head):
         last = next((other for other in sorted(tapped) if other > layer), end)
         last = min(last, end)
         residual, _ = lax.scan(
-            lambda carry, index: (_run_block(lm, index, carry, _no_tap), None), residual, jnp.arange(layer, last)
+            lambda carry, index: (_run_block(lm, index, carry, NO_TAP), None), residual, jnp.arange(layer, last)
         )
         layer = last
     logits = lm.family.unembed(lm.config, lm.params["head"], residual, jnp.dtype(lm.dtype)) if with_head else None
@@ -206,7 +204,7 @@ def _forward_traced(lm, inputs, edits, start, end, with_head):
                     value = jnp.where(layer == edit.site.layer, edit(value), value)
             return value
 
-        return _run_block(lm, layer, residual, tap)
+        return _run_block(lm, layer, residual, Tap(tap, frozenset(edit.site.name for edit in edits)))
 
     residual = lax.fori_loop(start, end, body, _embedded(lm, inputs))
     logits = lm.family.unembed(lm.config, lm.params["head"], residual, jnp.dtype(lm.dtype)) if with_head else None

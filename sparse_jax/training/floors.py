@@ -1,4 +1,4 @@
-"""Floors beside every evaluation, fitted on training activations: PCA, neurons, a random dictionary, the token's mean."""
+"""Floors of every evaluation, fitted on training activations: PCA, neurons, random dictionary, token mean."""
 
 import jax
 import jax.numpy as jnp

@@ -69,7 +69,9 @@ def run(
         if done % pace.log_every == 0 or done == pace.total or number == start:
             row = {name: float(value) for name, value in jax.device_get(metrics).items()}
             if row["loss"] != row["loss"] or abs(row["loss"]) == float("inf"):
-                raise InputError(f"the loss is {row['loss']} at step {done}: lower the learning rate or the coefficients")
+                raise InputError(
+                    f"the loss is {row['loss']} at step {done}: lower the learning rate or the coefficients"
+                )
             log({"step": done, "tokens": total_rows(jax.device_get(state.rows_seen)), **row})
         if checkpoints and done % pace.checkpoint_every == 0 and done < pace.total:
             checkpoints.save(state)

@@ -3,12 +3,16 @@
 All lengths are shares of the run, so that a short run goes through the same phases as a long one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
-import optax
 
 from sparse_jax.errors import InputError
+
+# step -> multiplier, as an Optax schedule is.
+Multiplier = Callable[[jax.Array], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Schedule:
             raise InputError(f"lr-warmup {self.lr_warmup} + lr-decay {self.lr_decay} exceed the whole run")
 
 
-def learning_rate(schedule: Schedule, total_steps: int) -> optax.Schedule:
+def learning_rate(schedule: Schedule, total_steps: int) -> Multiplier:
     """step -> multiplier of the learning rate, in (0, 1]; step 0 already moves."""
     warmup = max(1, round(schedule.lr_warmup * total_steps))
     decay = max(1, round(schedule.lr_decay * total_steps))
@@ -47,7 +51,7 @@ def learning_rate(schedule: Schedule, total_steps: int) -> optax.Schedule:
     return multiplier
 
 
-def coefficient(schedule: Schedule, total_steps: int) -> optax.Schedule:
+def coefficient(schedule: Schedule, total_steps: int) -> Multiplier:
     """step -> multiplier of the sparsity coefficients, in (0, 1]."""
     warmup = max(1, round(schedule.coefficient_warmup * total_steps))
     return lambda step: jnp.minimum(1.0, (jnp.asarray(step, jnp.float32) + 1) / warmup)

@@ -48,7 +48,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="session")
 def text(tmp_path_factory):
     """30 documents of random words, about 30,000 tokens."""
-    words = "the cat and dog ran over a hill while rain fell on old stones near our quiet house".split()
+    words = np.array("the cat and dog ran over a hill while rain fell on old stones near our house".split())
     rng = np.random.default_rng(0)
     documents = [" ".join(rng.choice(words, 800)) for _ in range(30)]
     path = tmp_path_factory.mktemp("text") / "words.txt"

@@ -20,25 +20,28 @@ from sparse_jax.errors import InputError
 from tests.experiments.conftest import write_model
 
 ROOT = Path(__file__).parents[2]
-FIGURES = (
-    "tokens_trained tokens_evaluated fvu explained_variance l0 l1 ce_clean ce_spliced ce_increase ce_zero ce_mean "
-    "ce_recovered kl dead_fraction tokens_per_second seconds model site floors mask unmasked shrinkage perplexity_clean "
-    "perplexity_spliced perplexity_increase dense_fraction"
-).split()
+FIGURES = """
+    tokens_trained tokens_evaluated fvu explained_variance l0 l1 ce_clean ce_spliced ce_increase ce_zero ce_mean
+    ce_recovered kl dead_fraction tokens_per_second seconds model site floors mask unmasked shrinkage perplexity_clean
+    perplexity_spliced perplexity_increase dense_fraction
+""".split()
 
 
 def flags(model_folder, text_file, out, **changes) -> Flags:
     fields = {
-        "model": str(model_folder), "text": str(text_file), "out": Path(out), "site": "resid_post.0", "context": 32, "batch": 128,
+        "model": str(model_folder), "text": str(text_file),
+        "out": Path(out), "site": "resid_post.0", "context": 32, "batch": 128,
         "block_rows": 16, "tokens": 8192, "eval_tokens": 2048, "statistics_tokens": 2048, "holdout": 0.2,
-        "report_features": 4, "log_every": 5, "checkpoint_every": 7, "reuse_memory": False,
+        "report_features": 4, "compute_dtype": "float32", "log_every": 5, "checkpoint_every": 7, "reuse_memory": False,
     }  # fmt: skip
     return Flags(L1(expansion=2, l1=0.5), **{**fields, **changes})
 
 
 def as_arguments(given: Flags) -> list[str]:
     """The same flags for a command line."""
-    plain = {name: getattr(given, name) for name in given.__dataclass_fields__ if name not in ("dictionary", "schedule")}
+    plain = {
+        name: getattr(given, name) for name in given.__dataclass_fields__ if name not in ("dictionary", "schedule")
+    }
     arguments = []
     for name, value in plain.items():
         option = name.replace("_", "-")
@@ -191,7 +194,7 @@ def test_an_empty_and_a_short_text_are_refused(model, tmp_path):
 def test_an_unwritable_folder_is_refused(model, text, tmp_path):
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match="cannot be written|is a file"):
+        with pytest.raises(InputError, match=r"cannot be written|is a file"):
             train_sae.main(flags(model, text, out))
 
 
@@ -233,7 +236,9 @@ def test_the_command_line_says_errors_in_one_line(model, text, tmp_path):
     assert "Traceback" in output
 
 
-@pytest.mark.parametrize("arguments", [["--no-such-flag", "l1"], ["l2"], ["--tokens", "many", "l1"], ["l1", "--l1", "-1"]])
+@pytest.mark.parametrize(
+    "arguments", [["--no-such-flag", "l1"], ["l2"], ["--tokens", "many", "l1"], ["l1", "--l1", "-1"]]
+)
 def test_wrong_flags_end_with_code_2_and_no_traceback(arguments):
     process = start(arguments)
     output, _ = process.communicate(timeout=60)

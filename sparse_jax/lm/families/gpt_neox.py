@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_jax.errors import InputError
-from sparse_jax.lm.attention import Tap, causal_attention
+from sparse_jax.lm.attention import causal_attention
 from sparse_jax.lm.family import Family, Weight, register
 from sparse_jax.lm.layers import LayerNorm, Linear, accurate_dtype, activation
 from sparse_jax.lm.rotary import rotary_angles, rotate
+from sparse_jax.lm.tap import Tap
 from sparse_jax.numerics import dot_general
 
 
