@@ -96,7 +96,7 @@ def facts(final: dict, data: Data) -> tuple[tuple[str, str], ...]:
         ("model", final["model"] + (f" @ {final['revision']}" if final["revision"] else "")),
         ("site", f"{final['site']} (width {data.width})"),
         ("text", f"{data.flags.text}; {len(data.train.documents)} documents to train on"),
-        ("held out", ", ".join(data.evaluation.documents[:12]) + (" …" if len(data.evaluation.documents) > 12 else "")),
+        ("held out", held_out(data.evaluation.documents)),
         ("tokens trained", f"{final['tokens_trained']:,} ({final['epochs']:.2f} epochs)"),
         ("tokens evaluated", f"{final['tokens_evaluated']:,}"),
         ("clean CE", f"{final['ce_clean']:.4f} nats (perplexity {final['perplexity_clean']:.2f})"),
@@ -108,6 +108,12 @@ def facts(final: dict, data: Data) -> tuple[tuple[str, str], ...]:
         ("masked tokens", f"{mask['dropped']:,} with {100 * mask['dropped_share_of_variance']:.2f} % of the variance"),
         ("outliers", f"{mask['outliers']:,} with norm over {mask['outlier_norm']:.3g}; {mask['outliers_kept']:,} kept"),
     )
+
+
+def held_out(names: tuple[str, ...], most: int = 3) -> str:
+    """The first few held-out documents by name, and how many there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def tables(final: dict) -> tuple[Table, ...]:
@@ -124,7 +130,12 @@ def tables(final: dict) -> tuple[Table, ...]:
     )
     return (
         Table("Beside its floors, on the same held-out tokens", ("", *HEADINGS), tuple(rows(final)), note, 0),
-        Table("With and without the mask", columns, unmasked, "Every token: nothing masked but padding."),
+        Table(
+            "With and without the mask",
+            columns,
+            unmasked,
+            f"Every token: nothing masked but padding; on {final['unmasked']['tokens_evaluated']:,} of the tokens.",
+        ),
     )
 
 
@@ -143,8 +154,8 @@ def charts(lines: list[dict], evaluation: Evaluation, final: dict) -> tuple[tupl
     density = evaluation.fired / final["tokens_evaluated"]
     return (
         (curve(terms, "Loss", "per token, normalised units", log_y=True), "The objective and its terms, by batch."),
-        (curve({"fvu": "FVU"}, "FVU", "share"), "Fraction of variance unexplained, by training batch."),
-        (curve({"l0": "L0"}, "L0", "active features"), "Active features per token, by training batch."),
+        (curve({"fvu": "FVU"}, "FVU", "share", log_y=True), "Fraction of variance unexplained, by training batch."),
+        (curve({"l0": "L0"}, "L0", "active features", log_y=True), "Active features per token, by training batch."),
         (curve({"dead": "dead"}, "Silent features", "share"), "Share silent for longer than the dead window."),
         (
             histogram(

@@ -49,10 +49,12 @@ def fit_normaliser(rule: Rule, mean: np.ndarray, variance: float) -> Normaliser:
     d = mean.shape[0]
     if rule not in ("centre-scale", "scale", "none"):
         raise InputError(f"--normalise {rule!r}: choose centre-scale, scale or none")
-    if not variance > 0:
+    mean_power = float(np.sum(np.asarray(mean, np.float64) ** 2))
+    # Below this a spread is what rounding to float32 leaves of a constant.
+    if not variance > 1e-12 * mean_power:
         raise InputError("the activations are the same on every token; there is nothing to learn at this site")
     if rule == "none":
         return Normaliser(jnp.zeros(d, jnp.float32), jnp.ones((), jnp.float32))
-    power = variance if rule == "centre-scale" else variance + float(np.sum(np.asarray(mean, np.float64) ** 2))
+    power = variance if rule == "centre-scale" else variance + mean_power
     centre = mean if rule == "centre-scale" else np.zeros(d)
     return Normaliser(jnp.array(centre, jnp.float32), jnp.array(np.sqrt(power / d), jnp.float32))

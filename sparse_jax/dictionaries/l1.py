@@ -41,7 +41,7 @@ class L1(Dictionary):
         centring: subtract b_dec from the input before encoding.
     """
 
-    l1: float = 1.9
+    l1: float = 2.1
     tied: bool = False
     decoder_bias: bool = True
     centring: bool = True

@@ -78,7 +78,7 @@ class Evaluation:
     Attributes:
         figures: the dictionary's figures, by name.
         floors: floor -> its figures.
-        unmasked: the dictionary's figures with nothing masked but padding.
+        unmasked: the dictionary's figures with nothing masked but padding, on every fourth batch.
         mask: what the mask dropped.
         fired: `[n_features]` on how many evaluation tokens each feature fired.
     """
@@ -124,8 +124,12 @@ def _add(totals, sums):
     return sums if totals is None else jax.tree.map(np.add, totals, sums)
 
 
-@partial(jax.jit, static_argnames=("setting",))
-def _batch_sums(lm, setting: Setting, batch: EvalBatch, reconstructors: dict, mean, outlier_norm):
+# The figures without the mask are told once beside the others: they rest on every so-manieth batch.
+UNMASKED_EVERY = 4
+
+
+@partial(jax.jit, static_argnames=("setting", "unmasked"))
+def _batch_sums(lm, setting: Setting, batch: EvalBatch, reconstructors: dict, mean, outlier_norm, unmasked: bool):
     """Sums of every variant over one batch; the splices share one program for the layers above the site."""
     site, real = setting.site, batch.targets >= 0
     edits = tuple(setting.edits_for(batch.tokens)) if setting.edits_for else ()
@@ -137,25 +141,25 @@ def _batch_sums(lm, setting: Setting, batch: EvalBatch, reconstructors: dict, me
     outlier = (jnp.sum(x * x, axis=-1) > outlier_norm**2) & real
     counted = batch.mask & real & ~(outlier & setting.drop_outliers)
 
-    clean_logits = resume_with(lm, residual, site, x, x, real)
+    clean_logits = resume_with(lm, residual, site, x, x, real, edits)
     clean = clean_predictions(clean_logits)
     # name -> (x_hat, sparsity, where it replaces and what is averaged)
     variants = {
         "zero": (jnp.zeros_like(flat), None, counted),
         "mean": (jnp.broadcast_to(mean, flat.shape), None, counted),
-        "zero (no mask)": (jnp.zeros_like(flat), None, real),
-        "mean (no mask)": (jnp.broadcast_to(mean, flat.shape), None, real),
     }
+    if unmasked:
+        variants |= {f"{name} (no mask)": (x_hat, None, real) for name, (x_hat, _, _) in variants.items()}
     for name, rebuild in reconstructors.items():
         codes = rebuild.encode(rebuild.params, flat, tokens)
         x_hat, lengths = rebuild.decode(rebuild.params, codes, flat, tokens)
         variants[name] = (x_hat, (codes, lengths), counted)
-        if name == "dictionary":
+        if unmasked and name == "dictionary":
             variants["dictionary (no mask)"] = (x_hat, (codes, lengths), real)
 
     def spliced(inputs):
         value, where = inputs
-        logits = resume_with(lm, residual, site, x, value.reshape(x.shape), where)
+        logits = resume_with(lm, residual, site, x, value.reshape(x.shape), where, edits)
         return splice_sums(clean, logits, batch.targets, where)
 
     values = jnp.stack([x_hat for x_hat, _, _ in variants.values()])
@@ -169,7 +173,7 @@ def _batch_sums(lm, setting: Setting, batch: EvalBatch, reconstructors: dict, me
         sums[name] = VariantSums(reconstruction_sums(flat, x_hat, weight, mean), sparsity, splice)
     clean_ce = {
         name: splice_sums(clean, clean_logits, batch.targets, where)
-        for name, where in (("masked", counted), ("all", real))
+        for name, where in (("masked", counted), *((("all", real),) if unmasked else ()))
     }
     spread = jnp.sum((x - mean) ** 2, axis=-1)
     mask = MaskSums(
@@ -233,15 +237,19 @@ def evaluate(
         InputError: there is no batch, no token counts, or an activation is not finite.
     """
     device_mean, limit = jnp.array(mean, jnp.float32), jnp.array(outlier_norm, jnp.float32)
-    totals = None
+    sums, clean, mask = {}, {}, None
     for number, batch in enumerate(batches):
-        sums, clean, mask, finite = _batch_sums(lm, setting, batch, reconstructors, device_mean, limit)
+        unmasked = number % UNMASKED_EVERY == 0
+        more, more_clean, more_mask, finite = _batch_sums(
+            lm, setting, batch, reconstructors, device_mean, limit, unmasked
+        )
         if not bool(finite):
             raise InputError(f"an activation at {setting.site} is not finite in evaluation batch {number}")
-        totals = _add(totals, (sums, clean, mask))
-    if totals is None or totals[0]["dictionary"].reconstruction.tokens == 0:
+        sums |= {name: _add(sums.get(name), part) for name, part in more.items()}
+        clean |= {name: _add(clean.get(name), part) for name, part in more_clean.items()}
+        mask = _add(mask, more_mask)
+    if mask is None or sums["dictionary"].reconstruction.tokens == 0:
         raise InputError("no evaluation token counts: the evaluation text is empty or the mask drops all of it")
-    sums, clean, mask = totals
     ablated = sums["zero"].splice, sums["mean"].splice
     figures = {name: _figures(sums[name], clean["masked"], *ablated) for name in reconstructors}
     unmasked = _figures(

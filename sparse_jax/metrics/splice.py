@@ -1,5 +1,6 @@
 """What a replaced activation does to the language model's predictions: CE, KL, CE recovered."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -25,7 +26,13 @@ class SpliceSums(NamedTuple):
 
 
 def resume_with(
-    lm: LanguageModel, residual: jax.Array, site: Site, current: jax.Array, value: jax.Array, mask: jax.Array
+    lm: LanguageModel,
+    residual: jax.Array,
+    site: Site,
+    current: jax.Array,
+    value: jax.Array,
+    mask: jax.Array,
+    edits: Iterable[Edit] = (),
 ) -> jax.Array:
     """Logits `[rows, position, vocab]` with the activation at `site` replaced where `mask` holds.
 
@@ -35,13 +42,16 @@ def resume_with(
         current: `[rows, position, width]` the activation that stands at the site.
         value: `[rows, position, width]` what to put there.
         mask: `[rows, position]` where.
+        edits: those that the model runs under; the site's layer is run again under its own.
     """
     value = jnp.where(mask[..., None], value, current)
     if site.name == "resid_post":  # all that the block computes is already in `current`
         return forward(lm, value, start=site.layer + 1).logits
     if site.name in ("attn_q", "attn_k", "attn_v", "attn_z"):
         value = value.reshape(*value.shape[:2], lm.config.n_heads, -1)
-    return forward(lm, residual, start=site.layer, edits=[Edit(site, put, (value,))]).logits
+    # An edit of resid_pre has already made `residual` what it is.
+    again = [edit for edit in edits if edit.site.layer == site.layer and edit.site.name != "resid_pre"]
+    return forward(lm, residual, start=site.layer, edits=[*again, Edit(site, put, (value,))]).logits
 
 
 class Clean(NamedTuple):

@@ -1,6 +1,7 @@
 """The training step: a pure function of state and batch, compiled once, its state donated."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -69,11 +70,10 @@ def make_step(
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimisation.transform.update(grads, state.opt_state)
         rate = rate_at(state.step)
-        rates = {
-            name: rate * optimisation.group_rates.get(labels.get(name, "main"), optimisation.learning_rate)
-            for name in updates
+        moved = {
+            name: state.params[name] - rate * group_rate(labels.get(name, "main"), optimisation) * update
+            for name, update in updates.items()
         }
-        moved = {name: state.params[name] - rates[name] * update for name, update in updates.items()}
         params = dictionary.project({**state.params, **moved, **losses.frozen})
         rows = jnp.sum(weight > 0, dtype=jnp.int32)
         age = jnp.where(losses.fired > 0, 0, jnp.minimum(state.age, OLDEST) + rows)
@@ -86,18 +86,16 @@ def make_step(
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": rate * optimisation.learning_rate,
         }
-        state = TrainState(
-            params=params,
-            opt_state=opt_state,
-            step=state.step + 1,
-            age=age,
-            rows_seen=count_rows(state.rows_seen, rows),
-            key=state.key,
-            normaliser=state.normaliser,
-        )
+        seen = count_rows(state.rows_seen, rows)
+        state = replace(state, params=params, opt_state=opt_state, step=state.step + 1, age=age, rows_seen=seen)
         return state, metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def group_rate(group: str, optimisation: Optimisation) -> float:
+    """Peak learning rate of a group of parameters; that of "main" where the group has none of its own."""
+    return optimisation.group_rates.get(group, optimisation.learning_rate)
 
 
 def _batch_fvu(batch: Batch, y_hat: jax.Array) -> jax.Array:

@@ -1,0 +1,161 @@
+"""Attention sinks planted into the embedded model: with the mask every figure is that of the model without them.
+
+At position 0 and at the first delimiter of each row a vector along (1, ..., 1) is added to the residual stream of an
+early layer, 50 times as long as an activation is. Layer norms take their input's mean away, so that the model predicts
+what it predicted before, while these few activations hold nearly all of the variance.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparse_jax.activations import Normaliser
+from sparse_jax.dictionaries import L1, Neurons, Normalised
+from sparse_jax.lm import Edit, Site, forward, load, resolve
+from sparse_jax.lm.rows import pack, split
+from sparse_jax.lm.tokenizer import load_tokenizer
+from sparse_jax.metrics import EvalBatch, Setting, evaluate
+from sparse_jax.training import reconstructor
+
+EARLY, SITE = Site("resid_post", 1), Site("resid_post", 3)
+# "." and "," of the embedded tokenizer; `test_the_delimiters` holds them to it.
+DELIMITERS = (15, 13)
+# 50 median norms at EARLY, over the square root of the width, 256.
+HEIGHT = 50 * 30.0 / 16
+
+
+def planted_places(tokens):
+    """`[rows, position]` bool: position 0 and the first delimiter of each row that has one."""
+    is_delimiter = jnp.isin(tokens, jnp.array(DELIMITERS, tokens.dtype))
+    first = is_delimiter & (jnp.cumsum(is_delimiter, axis=1) == 1)
+    return first | (jnp.arange(tokens.shape[1]) == 0)
+
+
+def raise_there(value, places):
+    return value + jnp.where(places[..., None], HEIGHT, 0.0).astype(value.dtype)
+
+
+def planting(tokens):
+    return (Edit(EARLY, raise_there, (planted_places(tokens),)),)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return load("novel-neox")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(resolve("novel-neox"))
+
+
+@pytest.fixture(scope="module")
+def batches(tokenizer):
+    """Two batches of 6 rows of held-out text, the second with an empty row."""
+    rows = pack(split("austen")[1], tokenizer, 32, limit=32 * 400, skip_positions=1)
+    numbers = np.append(np.arange(0, 330, 30), -1).reshape(2, 6)
+    return [EvalBatch(*(jnp.array(part) for part in rows[batch][:3])) for batch in numbers]
+
+
+@pytest.fixture(scope="module")
+def x(lm, batches):
+    """Activations at the site, of the model as it is, on real tokens."""
+    run = jax.jit(lambda tokens: forward(lm, tokens, capture=[SITE]).captured[str(SITE)])
+    return np.concatenate([np.asarray(run(b.tokens))[np.asarray(b.targets) >= 0] for b in batches])
+
+
+@pytest.fixture(scope="module")
+def dictionaries(x):
+    dictionary = L1(n_features=512).sized(256)
+    params = dictionary.init(jax.random.key(0))
+    params["b_enc"] -= 1.5  # sparse, with features that never fire
+    normaliser = Normaliser(jnp.array(x.mean(0)), jnp.float32(np.sqrt(np.mean(x.var(axis=0)))))
+    neurons = Neurons(k=20, n_features=256).sized(256)
+    identity = Normaliser(jnp.zeros(256), jnp.ones(()))
+    return {
+        "dictionary": reconstructor(Normalised(dictionary, params, normaliser)),
+        "neurons": reconstructor(Normalised(neurons, neurons.fit(jnp.array(x.mean(0))), identity)),
+    }
+
+
+@pytest.fixture(scope="module")
+def measured(lm, batches, x, dictionaries):
+    def measure(masking, drop, edits_for):
+        return evaluate(
+            lm,
+            Setting(SITE, drop, edits_for),
+            [batch._replace(mask=masking(batch)) for batch in batches],
+            dictionaries,
+            mean=x.mean(0),
+            outlier_norm=10 * float(np.median(np.linalg.norm(x, axis=1))),
+        )
+
+    def by_text(batch):
+        return batch.mask
+
+    def explicitly(batch):
+        return batch.mask & ~planted_places(batch.tokens)
+
+    return {
+        "plain": measure(explicitly, False, None),
+        "dropped": measure(by_text, True, planting),
+        "kept": measure(by_text, False, planting),
+    }
+
+
+def test_the_delimiters(tokenizer):
+    assert {tuple(tokenizer.encode(text)) for text in (".", ",")} == {(i,) for i in DELIMITERS}
+
+
+def test_the_plant_is_what_it_is_said_to_be(lm, batches, x):
+    tokens = batches[0].tokens
+    plain, planted = (forward(lm, tokens, capture=[SITE], edits=edits) for edits in ((), planting(tokens)))
+    np.testing.assert_allclose(planted.logits, plain.logits, atol=2e-3)
+    norms, places = np.linalg.norm(planted.captured[str(SITE)], axis=-1), np.asarray(planted_places(tokens))
+    median = np.median(np.linalg.norm(x, axis=1))
+    assert norms[places].min() > 25 * median
+    assert norms[~places].max() < 5 * median
+
+
+def test_masked_figures_are_those_without_outliers(measured):
+    plain, dropped = measured["plain"], measured["dropped"]
+    assert dropped.figures.keys() == plain.figures.keys()
+    for name in plain.figures:
+        expected = pytest.approx(plain.figures[name], rel=1e-4, abs=1e-5)
+        assert dropped.figures[name] == expected, name
+        assert dropped.floors["neurons"][name] == pytest.approx(plain.floors["neurons"][name], rel=1e-4, abs=1e-5), name
+    # ... and say something.
+    assert 0.05 < plain.figures["fvu"] < 1
+    assert plain.figures["ce_increase"] > 0.01
+    assert plain.figures["kl"] > 0.01
+    assert 0 < plain.figures["dead_fraction"] < 1
+    np.testing.assert_array_equal(dropped.fired, plain.fired)
+
+
+def test_outliers_are_counted_exactly(measured, batches):
+    real = [np.asarray(batch.targets) >= 0 for batch in batches]
+    places = [np.asarray(planted_places(batch.tokens)) & r for batch, r in zip(batches, real)]
+    unmasked = [place & np.asarray(batch.mask) for batch, place in zip(batches, places)]
+    n_planted, n_unmasked = np.sum(places), np.sum(unmasked)
+    assert n_planted > n_unmasked > 5
+    dropped, kept = measured["dropped"].mask, measured["kept"].mask
+    by_text = int(sum((r & ~np.asarray(batch.mask)).sum() for batch, r in zip(batches, real)))
+    for mask in (dropped, kept):
+        assert mask["tokens"] == np.sum(real) == 11 * 32
+        assert mask["outliers"] == n_planted
+    assert (dropped["dropped_by_norm"], dropped["outliers_kept"]) == (n_unmasked, 0)
+    assert (kept["dropped_by_norm"], kept["outliers_kept"]) == (0, n_unmasked)
+    assert (dropped["dropped"], kept["dropped"]) == (by_text + n_unmasked, by_text)
+    assert dropped["dropped_share_of_variance"] > 0.95
+    assert measured["plain"].mask["outliers"] == 0
+    assert measured["plain"].mask["dropped_share_of_variance"] < 0.3
+
+
+def test_kept_outliers_change_the_figures_grossly(measured):
+    """So that the comparison above can fail; and so do the figures that are reported without any mask."""
+    plain, kept, dropped = measured["plain"], measured["kept"], measured["dropped"]
+    ratio = kept.figures["fvu"] / plain.figures["fvu"]
+    assert not 1 / 3 < ratio < 3, ratio
+    assert abs(kept.figures["l1"] / plain.figures["l1"] - 1) > 0.5
+    assert not 1 / 3 < dropped.unmasked["fvu"] / plain.unmasked["fvu"] < 3
