@@ -5,7 +5,6 @@ early layer, 50 times as long as an activation is. Layer norms take their input'
 what it predicted before, while these few activations hold nearly all of the variance.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,25 +50,26 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def batches(tokenizer):
-    """Two batches of 6 rows of held-out text, the second with an empty row."""
+def batch(tokenizer):
+    """Eleven rows of held-out text and an empty one."""
     rows = pack(split("austen")[1], tokenizer, 32, limit=32 * 400, skip_positions=1)
-    numbers = np.append(np.arange(0, 330, 30), -1).reshape(2, 6)
-    return [EvalBatch(*(jnp.array(part) for part in rows[batch][:3])) for batch in numbers]
+    return EvalBatch(*(jnp.array(part) for part in rows[np.append(np.arange(0, 330, 30), -1)][:3]))
 
 
 @pytest.fixture(scope="module")
-def x(lm, batches):
+def x(lm, batch):
     """Activations at the site, of the model as it is, on real tokens."""
-    run = jax.jit(lambda tokens: forward(lm, tokens, capture=[SITE]).captured[str(SITE)])
-    return np.concatenate([np.asarray(run(b.tokens))[np.asarray(b.targets) >= 0] for b in batches])
+    return np.asarray(forward(lm, batch.tokens, capture=[SITE]).captured[str(SITE)])[np.asarray(batch.targets) >= 0]
 
 
 @pytest.fixture(scope="module")
 def dictionaries(x):
+    """Principal components and their opposites behind a threshold, a few of which never fire; and neurons."""
     dictionary = L1(n_features=512).sized(256)
-    params = dictionary.init(jax.random.key(0))
-    params["b_enc"] -= 1.5  # sparse, with features that never fire
+    _, vectors = np.linalg.eigh(np.cov(x.T))
+    W_dec = jnp.array(np.concatenate([vectors.T, -vectors.T]), jnp.float32)
+    b_enc = jnp.where(jnp.arange(512) < 9, -1e5, -0.5)
+    params = {"W_dec": W_dec, "W_enc": W_dec.T, "b_enc": b_enc, "b_dec": jnp.zeros(256)}
     normaliser = Normaliser(jnp.array(x.mean(0)), jnp.float32(np.sqrt(np.mean(x.var(axis=0)))))
     neurons = Neurons(k=20, n_features=256).sized(256)
     identity = Normaliser(jnp.zeros(256), jnp.ones(()))
@@ -80,36 +80,30 @@ def dictionaries(x):
 
 
 @pytest.fixture(scope="module")
-def measured(lm, batches, x, dictionaries):
-    def measure(masking, drop, edits_for):
+def measured(lm, batch, x, dictionaries):
+    def measure(mask, drop, edits_for):
         return evaluate(
             lm,
             Setting(SITE, drop, edits_for),
-            [batch._replace(mask=masking(batch)) for batch in batches],
+            [batch._replace(mask=mask)],
             dictionaries,
             mean=x.mean(0),
             outlier_norm=10 * float(np.median(np.linalg.norm(x, axis=1))),
         )
 
-    def by_text(batch):
-        return batch.mask
-
-    def explicitly(batch):
-        return batch.mask & ~planted_places(batch.tokens)
-
     return {
-        "plain": measure(explicitly, False, None),
-        "dropped": measure(by_text, True, planting),
-        "kept": measure(by_text, False, planting),
+        "plain": measure(batch.mask & ~planted_places(batch.tokens), False, None),
+        "dropped": measure(batch.mask, True, planting),
+        "kept": measure(batch.mask, False, planting),
     }
 
 
 def test_the_delimiters(tokenizer):
-    assert {tuple(tokenizer.encode(text)) for text in (".", ",")} == {(i,) for i in DELIMITERS}
+    assert [list(ids) for ids in tokenizer.encode([".", ","])] == [[i] for i in DELIMITERS]
 
 
-def test_the_plant_is_what_it_is_said_to_be(lm, batches, x):
-    tokens = batches[0].tokens
+def test_the_plant_is_what_it_is_said_to_be(lm, batch, x):
+    tokens = batch.tokens
     plain, planted = (forward(lm, tokens, capture=[SITE], edits=edits) for edits in ((), planting(tokens)))
     np.testing.assert_allclose(planted.logits, plain.logits, atol=2e-3)
     norms, places = np.linalg.norm(planted.captured[str(SITE)], axis=-1), np.asarray(planted_places(tokens))
@@ -133,20 +127,18 @@ def test_masked_figures_are_those_without_outliers(measured):
     np.testing.assert_array_equal(dropped.fired, plain.fired)
 
 
-def test_outliers_are_counted_exactly(measured, batches):
-    real = [np.asarray(batch.targets) >= 0 for batch in batches]
-    places = [np.asarray(planted_places(batch.tokens)) & r for batch, r in zip(batches, real)]
-    unmasked = [place & np.asarray(batch.mask) for batch, place in zip(batches, places)]
-    n_planted, n_unmasked = np.sum(places), np.sum(unmasked)
+def test_outliers_are_counted_exactly(measured, batch):
+    real, by_text = np.asarray(batch.targets) >= 0, np.asarray(batch.mask)
+    planted = np.asarray(planted_places(batch.tokens)) & real
+    n_planted, n_unmasked, n_by_text = planted.sum(), (planted & by_text).sum(), (real & ~by_text).sum()
     assert n_planted > n_unmasked > 5
     dropped, kept = measured["dropped"].mask, measured["kept"].mask
-    by_text = int(sum((r & ~np.asarray(batch.mask)).sum() for batch, r in zip(batches, real)))
     for mask in (dropped, kept):
-        assert mask["tokens"] == np.sum(real) == 11 * 32
+        assert mask["tokens"] == real.sum() == 11 * 32
         assert mask["outliers"] == n_planted
     assert (dropped["dropped_by_norm"], dropped["outliers_kept"]) == (n_unmasked, 0)
     assert (kept["dropped_by_norm"], kept["outliers_kept"]) == (0, n_unmasked)
-    assert (dropped["dropped"], kept["dropped"]) == (by_text + n_unmasked, by_text)
+    assert (dropped["dropped"], kept["dropped"]) == (n_by_text + n_unmasked, n_by_text)
     assert dropped["dropped_share_of_variance"] > 0.95
     assert measured["plain"].mask["outliers"] == 0
     assert measured["plain"].mask["dropped_share_of_variance"] < 0.3
