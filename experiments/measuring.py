@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data import Data
-from sparse_jax.activations import Blocks, Statistics
+from sparse_jax.activations import RememberedBlocks, Statistics
 from sparse_jax.dictionaries import Normalised
 from sparse_jax.lm.rows import row_indices
 from sparse_jax.metrics import EvalBatch, Evaluation, Setting, evaluate
@@ -16,7 +16,7 @@ from sparse_jax.metrics.sparsity import l0, sparsity_sums
 from sparse_jax.training import fit_floors, reconstructor
 
 # Rows that are measured at once: their logits and the copies of them that splices need must fit in memory.
-ROWS_AT_ONCE = 16
+ROWS_AT_ONCE = 8
 # Rows from which the floors' k is read, and training tokens from which the random dictionary's gain is fitted.
 ROWS_FOR_K, TOKENS_FOR_GAIN = 64, 16_384
 
@@ -41,7 +41,14 @@ def in_float32(trained: Normalised) -> Normalised:
 
 
 def measure(
-    data: Data, trained: Normalised, statistics: Statistics, blocks: Blocks, *, eval_tokens: int, seed: int, drop: bool
+    data: Data,
+    trained: Normalised,
+    statistics: Statistics,
+    blocks: RememberedBlocks,
+    *,
+    eval_tokens: int,
+    seed: int,
+    drop: bool,
 ) -> tuple[Evaluation, int]:
     """The dictionary and its floors on held-out text, in float32; and the k of the floors.
 

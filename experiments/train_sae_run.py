@@ -8,7 +8,7 @@ from experiments.data import Data, check_numbers, load_data
 from experiments.measuring import measure
 from experiments.train_sae import Flags
 from experiments.train_sae_report import print_table, write_report
-from sparse_jax.activations import Blocks, Statistics, collect_statistics, fit_normaliser
+from sparse_jax.activations import Blocks, RememberedBlocks, Statistics, collect_statistics, fit_normaliser
 from sparse_jax.dictionaries import Dictionary, Normalised, save, to_json
 from sparse_jax.metrics import Evaluation
 from sparse_jax.numerics.allocator import keep_freed_memory
@@ -84,9 +84,10 @@ def write_config(flags: Flags, data: Data, dictionary: Dictionary, pace: Pace) -
     run_folder.write_json(flags.out / "config.json", content)
 
 
-def measure_activations(flags: Flags, data: Data) -> tuple[Statistics, Blocks]:
+def measure_activations(flags: Flags, data: Data) -> tuple[Statistics, RememberedBlocks]:
     """Statistics of the first training blocks (kept in the run folder), and the blocks with the mask they decide."""
-    blocks = Blocks(data.lm, data.train, data.site, flags.seed, flags.block_rows)
+    every = Blocks(data.lm, data.train, data.site, flags.seed, flags.block_rows)
+    blocks = RememberedBlocks(every, data.width)  # training starts with the blocks that the statistics are made of
     path = flags.out / "statistics.npz"
     if flags.resume and path.exists():
         statistics = Statistics.load(path)
@@ -95,12 +96,13 @@ def measure_activations(flags: Flags, data: Data) -> tuple[Statistics, Blocks]:
         statistics = collect_statistics(blocks, max(1, wanted // blocks.tokens_per_block))
         statistics.save(path)
     if flags.drop_outliers:
-        blocks = dataclasses.replace(blocks, max_norm=data.outlier_ratio * statistics.median_norm)
+        every = dataclasses.replace(every, max_norm=data.outlier_ratio * statistics.median_norm)
+        blocks = RememberedBlocks(every, data.width)
     return statistics, blocks
 
 
 def train(
-    flags: Flags, dictionary: Dictionary, blocks: Blocks, statistics: Statistics, pace: Pace
+    flags: Flags, dictionary: Dictionary, blocks: RememberedBlocks, statistics: Statistics, pace: Pace
 ) -> tuple[TrainState, int]:
     """The state at the end, or where the run was asked to stop; and the tokens that this call trained on."""
     from tqdm import tqdm

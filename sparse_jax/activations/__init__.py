@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "Block": "blocks",
         "Blocks": "blocks",
+        "RememberedBlocks": "blocks",
         "Normaliser": "normalise",
         "Statistics": "statistics",
         "activations": "blocks",

@@ -134,3 +134,24 @@ class Blocks:
                 f"position {position}, token id {tokens[row, position]}): see the weights and the compute dtype"
             )
         return block
+
+
+class RememberedBlocks:
+    """Blocks of which the first few that are asked for stay in memory: a second pass over them costs nothing.
+
+    Their values are those of the blocks, so nothing depends on what is remembered.
+    """
+
+    def __init__(self, blocks: Blocks, width: int, limit_bytes: int = 1 << 30):
+        """Args: the blocks; numbers per token at their site; how much memory may be kept."""
+        self.blocks, self.lm, self.tokens_per_block = blocks, blocks.lm, blocks.tokens_per_block
+        self._room = limit_bytes // (4 * width * blocks.tokens_per_block)
+        self._kept: dict[int, Block] = {}
+
+    def __getitem__(self, index: int) -> Block:
+        if index in self._kept:
+            return self._kept[index]
+        block = self.blocks[index]
+        if len(self._kept) < self._room:
+            self._kept[index] = block
+        return block

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_jax.activations.blocks import Block, Blocks
+from sparse_jax.activations.blocks import Block, Blocks, RememberedBlocks
 from sparse_jax.errors import InputError
 
 
@@ -71,7 +71,7 @@ def _sums(block: Block, shift: jax.Array, vocab: int):
     return jnp.sum(x, axis=0), x.T @ x, by_token, counts
 
 
-def collect_statistics(blocks: Blocks, n_blocks: int) -> Statistics:
+def collect_statistics(blocks: Blocks | RememberedBlocks, n_blocks: int) -> Statistics:
     """Statistics of blocks 0 to `n_blocks - 1`: the first that training will see.
 
     Raises:

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 from jax import lax
 
-from sparse_jax.activations.blocks import Blocks
+from sparse_jax.activations.blocks import Blocks, RememberedBlocks
 from sparse_jax.errors import InputError
 from sparse_jax.training.checkpoints import Checkpoints
 from sparse_jax.training.state import TrainState, total_rows
@@ -33,7 +33,7 @@ class Pace:
 def run(
     state: TrainState,
     step: Callable,
-    blocks: Blocks,
+    blocks: Blocks | RememberedBlocks,
     pace: Pace,
     *,
     log: Callable[[dict], None],
