@@ -33,6 +33,9 @@ def main(flags: type, run: Callable[[Any], int | None]) -> None:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         code = EXIT_BAD_INPUT
+    except KeyboardInterrupt:  # outside training, where a StopRequest takes it
+        print("interrupted", file=sys.stderr)
+        code = EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away (`... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1

@@ -40,6 +40,8 @@ class Flags:
     """Neurons that each token keeps, by |coefficient|; only the positive ones are shown."""
     count: int = 20
     """Places to print for each."""
+    at_least: float = 0.0
+    """Only places where the activation is at least this share of its maximum."""
     include_shown: bool = False
     """Also draw from rows of text that the report shows."""
     only_shown: bool = False
@@ -52,8 +54,8 @@ class Flags:
 
 def main(flags: Flags) -> int:
     """Run the experiment; returns the exit code."""
-    if flags.count < 1 or flags.k < 1:
-        raise InputError("--count and --k must be positive")
+    if flags.count < 1 or flags.k < 1 or not 0 <= flags.at_least <= 1:
+        raise InputError("--count and --k must be positive, --at-least a share from 0 to 1")
     trained_with = train_flags(flags.run)
     data = load_data(trained_with).in_float32()
     trained = in_float32(load(flags.run))
@@ -109,13 +111,14 @@ def show(flags: Flags, report_seed: int, data: Data, activity, column: int, feat
     """Print the places of one feature."""
     values = activity.values[:, :, column]
     firing = activity.mask & (values > 0)
+    top = float(np.where(firing, values, 0).max()) if firing.any() else 0.0
     shown = sample_across_range(values, activity.mask, report_seed)
     if flags.only_shown:
         places = [(row, position) for row, position, _ in shown]
     else:
         without = () if flags.include_shown else [row for row, _, _ in shown]
-        places = sample_uniformly(values, activity.mask, flags.count, flags.seed, without)
-    top = float(np.where(firing, values, 0).max()) if firing.any() else 0.0
+        strong = activity.mask & (values >= flags.at_least * top)
+        places = sample_uniformly(values, strong, flags.count, flags.seed, without)
     print(f"\n=== {flags.basis} {feature}: fires on {100 * firing.sum() / activity.mask.sum():.3f} %, max {top:.2f}")
     for row, position in places:
         part = window(position, values.shape[1], before=20, after=8)

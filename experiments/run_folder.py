@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ CARRYING_OUT = ("resume", "overwrite", "debug", "out", "reuse_memory", "checkpoi
 
 
 def prepare(out: Path, flags: Any, *, resume: bool, overwrite: bool) -> dict | None:
-    """Claim the run folder; returns the earlier run's config when resuming, else None.
+    """Check that the run folder may be used; makes and removes nothing.
+
+    Returns the earlier run's config when resuming, else None.
 
     Raises:
         InputError: the folder is in use and neither flag was given; both were; there is nothing to resume; the earlier
@@ -39,14 +42,18 @@ def prepare(out: Path, flags: Any, *, resume: bool, overwrite: bool) -> dict | N
         raise InputError(f"{out} already holds a run ({', '.join(used)}): give --resume, --overwrite or another --out")
     elif out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give a folder")
+    check_writable(out)
+    return earlier
+
+
+def check_writable(out: Path) -> None:
+    """Raises InputError if the folder could not be written; makes nothing, so that a refused run leaves no trace."""
+    nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
     except OSError as error:
         raise InputError(f"--out {out} cannot be written: {error.strerror or error}") from error
-    return earlier
 
 
 def clear(out: Path) -> None:

@@ -80,6 +80,7 @@ def make_pace(flags: Flags, data: Data) -> Pace:
 def write_config(flags: Flags, data: Data, dictionary: Dictionary, pace: Pace) -> None:
     """`config.json`: every flag, what they resolved to, versions and device."""
     resolved = {"dictionary": to_json(dictionary), "steps": pace.total, **data.identity()}
+    flags.out.mkdir(parents=True, exist_ok=True)
     content = {"flags": run_folder.jsonable(flags), "resolved": resolved, "environment": run_folder.environment()}
     run_folder.write_json(flags.out / "config.json", content)
 

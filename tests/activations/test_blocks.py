@@ -175,6 +175,15 @@ def test_nothing_above_the_site_is_needed(lm, rows, n_rows):
     np.testing.assert_array_equal(activations(broken, tokens, SITE), activations(lm, tokens, SITE))
 
 
+def test_nothing_above_the_site_is_in_the_program(lm, rows):
+    """Layers below, between which nobody looks, are one loop there."""
+    tokens = jnp.array(rows[0:8].tokens)
+    first, third = (
+        activations.lower(lm, tokens, Site("resid_post", layer)).cost_analysis()["flops"] for layer in (0, 2)
+    )
+    assert first < 0.6 * third
+
+
 def by_token(tokens):
     """An edit below the site that depends on the token ids."""
     return (

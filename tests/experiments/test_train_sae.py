@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import command, train_sae
+from experiments import command, contexts, train_sae
 from experiments.train_sae import Flags
 from sparse_jax.dictionaries import L1, load
 from sparse_jax.errors import InputError
@@ -181,7 +181,7 @@ def test_bad_input_is_refused_before_any_work(case, model, text, tmp_path):
         train_sae.main(flags(model, text, tmp_path / "out", **changes))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_empty_and_a_short_text_are_refused(model, tmp_path):
@@ -244,3 +244,19 @@ def test_wrong_flags_end_with_code_2_and_no_traceback(arguments):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == command.EXIT_BAD_INPUT, output
     assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_contexts_of_a_finished_run(finished, capsys):
+    assert contexts.main(contexts.Flags(run=finished, count=3)) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("=== dictionary") == 4  # the features of the report
+    assert printed.count("[[") >= 4
+    assert contexts.main(contexts.Flags(run=finished, basis="neurons", features=(3,), k=2, count=5, at_least=0.5)) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "[[" in line]
+    assert len(lines) == 5
+    assert all(float(line.split()[0]) >= 0.5 for line in lines)
+    with pytest.raises(InputError, match="numbers 0 to 31"):
+        contexts.main(contexts.Flags(run=finished, features=(32,)))
+    with pytest.raises(InputError, match="holds no run"):
+        contexts.main(contexts.Flags(run=finished / "nowhere"))
