@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Compiled programs are kept between runs: the second run of anything starts faster.
-export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+# Compiled programs are kept between runs and clones: the second run of anything starts faster.
+export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/sparse_jax/jax
 
 .PHONY: demo test test-fast lint bench-env clean
 
@@ -21,7 +21,7 @@ demo: $(VENV)/.ready
 	$(BIN)/python -m experiments.train_sae --out runs/demo --overwrite l1
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --durations 10
 
 test-fast: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 -m "not slow and not torch and not browser"
@@ -34,4 +34,4 @@ lint: $(VENV)/.ready
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) .cache
+	rm -rf $(VENV)
