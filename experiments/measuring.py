@@ -13,6 +13,7 @@ from sparse_jax.dictionaries import Normalised
 from sparse_jax.lm.rows import row_indices
 from sparse_jax.metrics import EvalBatch, Evaluation, Setting, evaluate
 from sparse_jax.metrics.sparsity import l0, sparsity_sums
+from sparse_jax.numerics import safe_norm
 from sparse_jax.training import fit_floors, reconstructor
 
 # Rows that are measured at once: their logits and the copies of them that splices need must fit in memory.
@@ -58,7 +59,8 @@ def measure(
 
     data, trained = data.in_float32(), in_float32(trained)
     numbers = eval_rows(data, eval_tokens)
-    k = max(1, round(_l0(data, trained, numbers[:ROWS_FOR_K])))
+    outlier_norm = data.outlier_ratio * statistics.median_norm
+    k = max(1, round(_l0(data, trained, numbers[:ROWS_FOR_K], outlier_norm if drop else np.inf)))
     first = blocks[0]
     counted = np.asarray(first.x)[np.asarray(first.weight) > 0][:TOKENS_FOR_GAIN]
     floors = fit_floors(statistics, jnp.array(counted), k, trained.dictionary.n_features, seed)
@@ -69,15 +71,16 @@ def measure(
         tqdm(batches, total=-(-len(numbers) // ROWS_AT_ONCE), desc="measuring", unit="batch", mininterval=0.5),
         {"dictionary": reconstructor(trained), **floors},
         mean=statistics.mean,
-        outlier_norm=data.outlier_ratio * statistics.median_norm,
+        outlier_norm=outlier_norm,
     )
     return evaluation, k
 
 
-def _l0(data: Data, trained: Normalised, numbers: np.ndarray) -> float:
+def _l0(data: Data, trained: Normalised, numbers: np.ndarray, max_norm: float) -> float:
     from sparse_jax.activations import activations
 
     tokens, _, mask, _ = data.evaluation[numbers[: max(1, len(numbers) // 8 * 8)]]
     x = activations(data.lm, jnp.array(tokens), data.site)
     codes = jax.jit(Normalised.encode)(trained, x.reshape(-1, x.shape[-1]))
-    return l0(sparsity_sums(codes, jnp.array(mask, jnp.float32).reshape(-1), jnp.ones(codes.shape[1])))
+    counted = jnp.array(mask) & (safe_norm(x) <= max_norm)
+    return l0(sparsity_sums(codes, counted.astype(jnp.float32).reshape(-1), jnp.ones(codes.shape[1])))

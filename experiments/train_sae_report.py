@@ -75,7 +75,10 @@ def feature_cards(data: Data, trained: Normalised, evaluation: Evaluation, flags
     rebuild = reconstructor(in_float32(trained))
     data = data.in_float32()
     numbers = eval_rows(data, flags.eval_tokens)
-    activity = feature_activity(data.lm, data.site, data.evaluation, numbers, rebuild.encode, rebuild.params, chosen)
+    limit = evaluation.mask["outlier_norm"] if flags.drop_outliers else float("inf")
+    activity = feature_activity(
+        data.lm, data.site, data.evaluation, numbers, rebuild.encode, rebuild.params, chosen, max_norm=limit
+    )
     cards = tuple(
         feature_card(activity, column, data.evaluation, data.tokenizer.token_strings, flags.seed)
         for column in range(len(chosen))

@@ -63,6 +63,8 @@ def activations(lm: LanguageModel, tokens: jax.Array, site: Site, edits_for: Edi
     rows, context = tokens.shape
     if rows <= CHUNK_ROWS:
         return run(tokens)
+    if rows % CHUNK_ROWS:
+        raise InputError(f"{rows} rows: give a multiple of {CHUNK_ROWS} (rows of padding fill a batch up), or fewer")
     return lax.map(run, tokens.reshape(-1, CHUNK_ROWS, context)).reshape(rows, context, -1)
 
 

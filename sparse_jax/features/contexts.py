@@ -14,6 +14,7 @@ from sparse_jax.features.page import Context, FeatureCard
 from sparse_jax.lm.model import LanguageModel
 from sparse_jax.lm.rows import Rows
 from sparse_jax.lm.sites import Site
+from sparse_jax.numerics import safe_norm
 
 # (params, activations [tokens, d], token ids [tokens]) -> codes [tokens, n_features]
 Encode = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -23,7 +24,7 @@ Encode = Callable[[Any, jax.Array, jax.Array], jax.Array]
 def _selected_codes(lm, tokens, site, encode, params, features, edits_for):
     x = activations(lm, tokens, site, edits_for)
     codes = encode(params, x.reshape(-1, x.shape[-1]), tokens.reshape(-1))
-    return codes[:, features].reshape(*tokens.shape, -1)
+    return codes[:, features].reshape(*tokens.shape, -1), safe_norm(x)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def feature_activity(
     params: Any,
     features: Iterable[int],
     *,
+    max_norm: float = float("inf"),
     batch_rows: int = 32,
 ) -> Activity:
     """Run the model and the encoder over rows of text and keep the activations of the named features.
@@ -61,6 +63,7 @@ def feature_activity(
         text, row_numbers: which rows.
         encode, params: codes of a batch of activations.
         features: numbers of the features to keep.
+        max_norm: tokens whose activation has a larger norm are masked, as in training and evaluation.
         batch_rows: rows at once.
     """
     features = np.asarray(list(features), np.int32)
@@ -68,9 +71,9 @@ def feature_activity(
     values, masks = [], []
     for start in range(0, len(padded), batch_rows):
         tokens, _, mask, _ = text[padded[start : start + batch_rows]]
-        codes = _selected_codes(lm, jnp.array(tokens), site, encode, params, jnp.array(features), None)
+        codes, norms = _selected_codes(lm, jnp.array(tokens), site, encode, params, jnp.array(features), None)
         values.append(np.asarray(codes))
-        masks.append(mask)
+        masks.append(mask & (np.asarray(norms) <= max_norm))
     n = len(row_numbers)
     return Activity(features, np.concatenate(values)[:n], np.asarray(row_numbers), np.concatenate(masks)[:n])
 

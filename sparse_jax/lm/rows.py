@@ -26,7 +26,7 @@ class RowBatch(NamedTuple):
     tokens: the ids.
     targets: the id that follows each token in the stream; -1 in an empty row, which has none.
     mask: True where a position counts. False for padding, separators and begin-of-text tokens, for the first
-        `skip_positions` of each row and for all of an empty row. CE and KL average over targets >= 0 instead.
+        `skip_positions` of each row and for all of an empty row. CE and KL average the predictions made at True.
     document: the place in `Rows.documents` of the document each token belongs to; -1 in an empty row.
     """
 

@@ -124,7 +124,7 @@ def _add(totals, sums):
     return sums if totals is None else jax.tree.map(np.add, totals, sums)
 
 
-# The figures without the mask are told once beside the others: they rest on every so-manieth batch.
+# The figures without the mask are a check beside the others: they rest on one batch in this many.
 UNMASKED_EVERY = 4
 
 
