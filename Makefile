@@ -21,10 +21,10 @@ demo: $(VENV)/.ready
 	$(BIN)/python -m experiments.train_sae --out runs/demo --overwrite l1
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --durations 10
+	$(BIN)/python -m pytest -n 2 -m "not long" --durations 10
 
 test-fast: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 -m "not slow and not torch and not browser"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not long and not torch and not browser"
 
 bench-env: $(VENV)/.bench-ready
 

@@ -22,7 +22,7 @@ def loss_of_rows(lm, tokens, targets):
     return cross_entropy(forward(lm, tokens).logits, targets).sum(1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_clean_loss_on_austen():
     """float32, rows of 256 cut from the start of the stream as in training, every one of their predictions."""
     recorded = json.loads((MODELS["novel-neox"] / "training.json").read_text())["loss"]["austen"]
