@@ -59,7 +59,7 @@ def write_report(out: Path, data: Data, trained: Normalised, evaluation: Evaluat
         cards_note=(
             f"{len(cards)} features drawn uniformly (seed {flags.seed}) from the {alive:,} that fire on the evaluation "
             "tokens. For each: its three strongest places, then two drawn from each fifth of its activation range; no "
-            "row of text is used twice. Shade is activation over the feature's maximum; the sampled token is underlined."
+            "row of text is used twice. Shade is activation over the feature's maximum; the sampled one is underlined."
         ),
         details=(out / "config.json").read_text(encoding="utf8"),
     )
