@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from sparse_jax.errors import InputError
+from sparse_jax.lm.tap import Tap
 from sparse_jax.numerics import dot_general
 
 
@@ -61,6 +62,25 @@ class LayerNorm(nn.Module):
         return (x * scale.astype(accurate) + bias.astype(accurate)).astype(self.dtype)
 
 
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis, without a centre. Source: Zhang & Sennrich 2019, eq. 4.
+
+    The mean square is taken in float32 (or float64); the normed value is rounded to the compute dtype before the
+    scale, as Llama does it.
+    """
+
+    width: int
+    epsilon: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones_init(), (self.width,))
+        x = x.astype(accurate_dtype(x.dtype))
+        x = x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
+        return x.astype(self.dtype) * scale.astype(self.dtype)
+
+
 def _gelu_tanh(x):
     return jax.nn.gelu(x, approximate=True)
 
@@ -89,3 +109,35 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     if name not in ACTIVATIONS:
         raise InputError(f"activation function {name!r} is not known; known are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
+
+
+class MLP(nn.Module):
+    """`down(activation(up(x)))`, both with bias; the tap sees "mlp_hidden" between them."""
+
+    d_model: int
+    d_mlp: int
+    activation: str
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
+        hidden = activation(self.activation)(Linear((self.d_model,), (self.d_mlp,), dtype=self.dtype, name="up")(x))
+        return Linear((self.d_mlp,), (self.d_model,), dtype=self.dtype, name="down")(tap("mlp_hidden", hidden))
+
+
+class GatedMLP(nn.Module):
+    """`down(activation(gate(x)) * up(x))`; the tap sees "mlp_hidden", the product. Source: Shazeer 2020 (SwiGLU)."""
+
+    d_model: int
+    d_mlp: int
+    activation: str
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
+        def into(name):
+            return Linear((self.d_model,), (self.d_mlp,), self.use_bias, self.dtype, name=name)(x)
+
+        hidden = tap("mlp_hidden", activation(self.activation)(into("gate")) * into("up"))
+        return Linear((self.d_mlp,), (self.d_model,), self.use_bias, self.dtype, name="down")(hidden)

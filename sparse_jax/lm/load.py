@@ -2,17 +2,21 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from sparse_jax.errors import InputError
 from sparse_jax.lm import families  # noqa: F401  registers the families
 from sparse_jax.lm.embedded import MODELS
 from sparse_jax.lm.family import family_of
 from sparse_jax.lm.model import LanguageModel
-from sparse_jax.lm.weights import leaves, read_params
+from sparse_jax.lm.sharding import MeshAxes
+from sparse_jax.lm.weight_map import leaves
+from sparse_jax.lm.weights import read_params
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 HUB_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt",
@@ -75,6 +79,8 @@ def load(
     *,
     dtype: str = "float32",
     param_dtype: str | None = None,
+    mesh: Mesh | None = None,
+    rules: Mapping[str, MeshAxes] | None = None,
 ) -> LanguageModel:
     """Load a language model.
 
@@ -83,9 +89,12 @@ def load(
         revision: branch, tag or commit on the hub (Pythia's checkpoints: "step1000").
         dtype: compute dtype.
         param_dtype: dtype of the stored parameters; by default float32 for float32 and bfloat16 compute.
+        mesh: devices to lay the parameters out over as they are read; None: all on the default device.
+        rules: logical axis -> mesh axis, in place of those of `sharding.RULES`.
 
     Raises:
-        InputError: model not found, architecture not supported, damaged or unfitting weights, unknown dtype.
+        InputError: model not found, architecture not supported, damaged or unfitting weights, unknown dtype, a mesh
+            that does not fit.
     """
     dtypes = (dtype, param_dtype or ("float64" if dtype == "float64" else "float32"))
     for given in dtypes:
@@ -96,8 +105,13 @@ def load(
     folder = resolve(str(model), revision)
     raw = read_config_json(folder)
     family = family_of(raw.get("model_type"))
+    if raw.get("quantization_config"):
+        raise InputError(
+            f"{folder} holds quantised weights (quantization_config in config.json), which are not supported; "
+            "give the model in bfloat16, float16 or float32"
+        )
     config = family.read_config(raw)
-    params = read_params(family, config, folder, jnp.dtype(dtypes[1]))
+    params = read_params(family, config, folder, jnp.dtype(dtypes[1]), mesh, rules)
     return LanguageModel(params, config, dtype, str(model), revision)
 
 
@@ -107,9 +121,7 @@ def random_model(config, key: jax.Array, *, dtype: str = "float32") -> LanguageM
     """
     params: dict = {}
     family = family_of(config.model_type)
-    numbers: dict[str, int] = {}  # by the checkpoint's name, so that tied parameters are drawn alike
-    for path, weight in leaves(family.weights(config)):
-        number = numbers.setdefault(weight.source, len(numbers))
+    for number, (path, weight) in enumerate(leaves(family.weights(config))):
         lead = (config.n_layers,) if path[0] == "blocks" else ()
         parent = params
         for name in path[:-1]:

@@ -1,5 +1,6 @@
 """A language model as data, and its forward pass from any layer to any layer, with captures and edits."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,9 +13,11 @@ from jax import lax
 
 from sparse_jax.errors import InputError
 from sparse_jax.lm import families  # noqa: F401  registers the families
-from sparse_jax.lm.edits import Edit
-from sparse_jax.lm.family import Family, family_of
-from sparse_jax.lm.sites import Site
+from sparse_jax.lm.attention import causal_attention
+from sparse_jax.lm.edits import Edit, check_edit
+from sparse_jax.lm.family import Family, Pass, family_of
+from sparse_jax.lm.memory import Memory
+from sparse_jax.lm.sites import HEAD_SITES, Site
 from sparse_jax.lm.tap import NO_TAP, Tap
 
 
@@ -70,8 +73,8 @@ def check_site(config, site: str | Site) -> Site:
     return site
 
 
-def site_width(config, site: str | Site) -> int:
-    """Numbers per token at a site: heads and head_dim are flattened together.
+def site_shape(config, site: str | Site) -> tuple[int, ...]:
+    """Shape of one token's value at a site: `(d,)`, or `(heads, head_dim)`.
 
     Raises:
         InputError: the site does not exist, or is a pattern, whose width depends on the context.
@@ -79,9 +82,23 @@ def site_width(config, site: str | Site) -> int:
     site = check_site(config, site)
     if site.name == "attn_pattern":
         raise InputError(f"site {site}: an attention pattern has no fixed width; choose a site with a vector per token")
-    if site.name in ("attn_q", "attn_k", "attn_v", "attn_z"):
-        return config.n_heads * config.head_dim
-    return config.d_mlp if site.name == "mlp_hidden" else config.d_model
+    if site.name in HEAD_SITES:
+        return n_heads_at(config, site), config.head_dim
+    return (config.d_mlp,) if site.name == "mlp_hidden" else (config.d_model,)
+
+
+def n_heads_at(config, site: Site) -> int:
+    """Heads at a site that has them: keys and values may have fewer than queries."""
+    return config.n_kv_heads if site.name in ("attn_k", "attn_v") else config.n_heads
+
+
+def site_width(config, site: str | Site) -> int:
+    """Numbers per token at a site: heads and head_dim are flattened together.
+
+    Raises:
+        InputError: the site does not exist, or is a pattern, whose width depends on the context.
+    """
+    return math.prod(site_shape(config, site))
 
 
 def forward(
@@ -111,17 +128,26 @@ def forward(
     """
     capture = tuple(sorted({check_site(lm.config, site) for site in capture}))
     edits = tuple(edits)
-    _check_inputs(lm.config, inputs, start)
+    check_inputs(lm.config, inputs, start)
     end = lm.config.n_layers if stop is None else stop
     static = isinstance(start, int) and isinstance(end, int)
     if capture and not static:
         raise InputError("captures need a range given by Python ints; start or stop is an array")
-    sites = (*capture, *(check_site(lm.config, edit.site) for edit in edits))
+    sites = (*capture, *check_edits(lm.config, edits, *inputs.shape[:2]))
     if not any(isinstance(bound, jax.core.Tracer) for bound in (start, end)):
         _check_range(lm.config, sites, int(start), int(end))
     if static:
         return _forward_static(lm, inputs, edits, capture, start, end, stop is None)
     return _forward_traced(lm, inputs, edits, jnp.int32(start), jnp.int32(end), with_head=stop is None)
+
+
+def check_edits(config, edits: Iterable[Edit], rows: int, length: int | None) -> list[Site]:
+    """The sites of the edits; raises InputError for one that the model lacks or that does not fit (`check_edit`)."""
+    sites = []
+    for edit in edits:
+        sites.append(check_site(config, edit.site))
+        check_edit(edit, n_heads_at(config, edit.site), rows, length)
+    return sites
 
 
 def _check_range(config, sites, start, end) -> None:
@@ -132,7 +158,8 @@ def _check_range(config, sites, start, end) -> None:
             raise InputError(f"site {site} lies outside the layers that are run, {start} <= layer < {end}")
 
 
-def _check_inputs(config, inputs, start) -> None:
+def check_inputs(config, inputs: jax.Array | np.ndarray, start: int | jax.Array) -> None:
+    """Raises InputError for neither token ids nor a residual stream of this model, or what cannot enter at `start`."""
     if jnp.issubdtype(inputs.dtype, jnp.integer):
         if inputs.ndim != 2:
             raise InputError(f"token ids have shape {list(inputs.shape)}; give [batch, position]")
@@ -143,69 +170,106 @@ def _check_inputs(config, inputs, start) -> None:
             f"a residual stream has shape [batch, position, {config.d_model}]; got {list(inputs.shape)} "
             "(token ids must be integers)"
         )
-    if inputs.shape[1] > config.max_positions:
-        raise InputError(f"{inputs.shape[1]} positions: the model has at most {config.max_positions}")
+    if not 0 < inputs.shape[1] <= config.max_positions:
+        raise InputError(f"{inputs.shape[1]} positions: the model takes 1 to {config.max_positions}")
+    # The ids of a device array are not looked at: that would wait for whatever makes them.
+    if isinstance(inputs, np.ndarray) and inputs.dtype.kind in "iu" and inputs.size:
+        low, high = int(inputs.min()), int(inputs.max())
+        if low < 0 or high >= config.vocab_size:
+            raise InputError(f"token ids from {low} to {high}; the model's are 0 to {config.vocab_size - 1}")
 
 
-def _embedded(lm, inputs):
+def embedded(lm: LanguageModel, inputs: jax.Array, positions: jax.Array) -> jax.Array:
+    """The residual stream that enters the first block: `inputs` itself unless it is token ids."""
     if jnp.issubdtype(inputs.dtype, jnp.integer):
-        return lm.family.embed(lm.config, lm.params["embed"], inputs, jnp.dtype(lm.dtype))
+        return lm.family.embed(lm.config, lm.params, inputs, positions, jnp.dtype(lm.dtype))
     return inputs.astype(lm.dtype)
 
 
-def _run_block(lm, layer, residual, tap):
-    """Block `layer` (an int, traced or not) on the residual stream."""
+def unembedded(lm: LanguageModel, residual: jax.Array) -> jax.Array:
+    """Logits of a residual stream that has left the last block."""
+    return lm.family.unembed(lm.config, lm.params, residual, jnp.dtype(lm.dtype))
+
+
+def _run_block(lm, layer, residual, positions, tap, memory: Memory | None):
+    """Block `layer` (an int, traced or not) on the residual stream; and the memory with what it adds."""
+    attend, remembered = causal_attention, {}
+    if memory is not None:
+
+        def attend(q, k, v, scale, tap, window=None):
+            z, remembered["after"] = memory.attend(layer, positions, q, k, v, scale, tap, window)
+            return z
+
     params = jax.tree.map(lambda stacked: stacked[layer], lm.params["blocks"])
     block = lm.family.block(lm.config, jnp.dtype(lm.dtype))
-    return block.apply({"params": params}, residual, jnp.arange(residual.shape[1]), tap)
+    residual = block.apply({"params": params}, residual, Pass(positions, layer, tap, attend))
+    return residual, remembered.get("after")
 
 
-@partial(jax.jit, static_argnames=("capture", "start", "end", "with_head"))
-def _forward_static(lm, inputs, edits, capture, start, end, with_head):
-    residual, captured = _embedded(lm, inputs), {}
-    tapped = {site.layer for site in capture} | {edit.site.layer for edit in edits}
+def run_blocks(
+    lm: LanguageModel,
+    residual: jax.Array,
+    positions: jax.Array,
+    edits: Sequence[Edit] = (),
+    capture: Sequence[Site] = (),
+    start: int = 0,
+    end: int | None = None,
+    memory: Memory | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array], Memory | None]:
+    """Blocks `start` to `end` (Python ints): the residual stream that leaves them, the captures, the memory."""
+    captured, sites = {}, (*capture, *(edit.site for edit in edits))
+    end = lm.config.n_layers if end is None else end
 
     def tap_at(layer):
         def tap(name, value):
             site = Site(name, layer)
             for edit in edits:
                 if edit.site == site:
-                    value = edit(value)
+                    value = edit(value, positions)
             if site in capture:
                 captured[str(site)] = value
             return value
 
-        sites = (*capture, *(edit.site for edit in edits))
         return Tap(tap, frozenset(site.name for site in sites if site.layer == layer))
 
-    layer = start
+    def untapped(layer, carry):
+        return _run_block(lm, layer, carry[0], positions, NO_TAP, carry[1])
+
+    tapped, layer = sorted({site.layer for site in sites}), start
     while layer < end:
         if layer in tapped:
-            residual = _run_block(lm, layer, residual, tap_at(layer))
+            residual, memory = _run_block(lm, layer, residual, positions, tap_at(layer), memory)
             layer += 1
             continue
         # Layers in a row that nobody looks into are one loop in the compiled program.
-        last = next((other for other in sorted(tapped) if other > layer), end)
-        last = min(last, end)
-        residual, _ = lax.scan(
-            lambda carry, index: (_run_block(lm, index, carry, NO_TAP), None), residual, jnp.arange(layer, last)
+        last = min([end, *(other for other in tapped if other > layer)])
+        (residual, memory), _ = lax.scan(
+            lambda carry, index: (untapped(index, carry), None), (residual, memory), jnp.arange(layer, last)
         )
         layer = last
-    logits = lm.family.unembed(lm.config, lm.params["head"], residual, jnp.dtype(lm.dtype)) if with_head else None
-    return Output(logits, captured, residual)
+    return residual, captured, memory
+
+
+@partial(jax.jit, static_argnames=("capture", "start", "end", "with_head"))
+def _forward_static(lm, inputs, edits, capture, start, end, with_head):
+    positions = jnp.arange(inputs.shape[1])
+    residual, captured, _ = run_blocks(lm, embedded(lm, inputs, positions), positions, edits, capture, start, end)
+    return Output(unembedded(lm, residual) if with_head else None, captured, residual)
 
 
 @partial(jax.jit, static_argnames=("with_head",))
 def _forward_traced(lm, inputs, edits, start, end, with_head):
+    positions = jnp.arange(inputs.shape[1])
+
     def body(layer, residual):
         def tap(name, value):
             for edit in edits:
                 if edit.site.name == name:
-                    value = jnp.where(layer == edit.site.layer, edit(value), value)
+                    value = jnp.where(layer == edit.site.layer, edit(value, positions), value)
             return value
 
-        return _run_block(lm, layer, residual, Tap(tap, frozenset(edit.site.name for edit in edits)))
+        watched = Tap(tap, frozenset(edit.site.name for edit in edits))
+        return _run_block(lm, layer, residual, positions, watched, None)[0]
 
-    residual = lax.fori_loop(start, end, body, _embedded(lm, inputs))
-    logits = lm.family.unembed(lm.config, lm.params["head"], residual, jnp.dtype(lm.dtype)) if with_head else None
-    return Output(logits, {}, residual)
+    residual = lax.fori_loop(start, end, body, embedded(lm, inputs, positions))
+    return Output(unembedded(lm, residual) if with_head else None, {}, residual)

@@ -5,21 +5,24 @@ from dataclasses import dataclass
 
 from sparse_jax.errors import InputError
 
-# name -> what stands there. Shapes are those of one batch; `head_dim` = d_model / heads unless the family says else.
+# name -> what stands there. Shapes are those of one batch; `head_dim` = d_model / heads unless the config says else,
+# `kv_head` = `head` where queries do not share keys and values.
 SITES = {
     "resid_pre": "[batch, position, d_model] the residual stream as it enters the block",
-    "attn_q": "[batch, position, head, head_dim] queries before rotary embedding",
-    "attn_k": "[batch, position, head, head_dim] keys before rotary embedding",
-    "attn_v": "[batch, position, head, head_dim] values",
+    "attn_q": "[batch, position, head, head_dim] queries before rotary embedding (and before Qwen3's norm of them)",
+    "attn_k": "[batch, position, kv_head, head_dim] keys before rotary embedding (and before Qwen3's norm of them)",
+    "attn_v": "[batch, position, kv_head, head_dim] values",
     "attn_pattern": "[batch, head, query, key] attention weights after the softmax",
     "attn_z": "[batch, position, head, head_dim] values mixed by the pattern, before the output projection",
     "attn_out": "[batch, position, d_model] what attention adds to the residual stream",
     "resid_mid": "[batch, position, d_model] the residual stream between attention and MLP (sequential blocks only)",
     "mlp_in": "[batch, position, d_model] the MLP's input, after its layer norm with scale and bias",
-    "mlp_hidden": "[batch, position, d_mlp] the MLP's neurons, after the nonlinearity",
+    "mlp_hidden": "[batch, position, d_mlp] the MLP's neurons, as its last linear map gets them",
     "mlp_out": "[batch, position, d_model] what the MLP adds to the residual stream",
     "resid_post": "[batch, position, d_model] the residual stream as it leaves the block",
 }
+
+HEAD_SITES = ("attn_q", "attn_k", "attn_v", "attn_pattern", "attn_z")
 
 TRANSFORMER_LENS_NAMES = {
     "hook_resid_pre": "resid_pre",

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sparse_jax.lm.edits import Edit, put
-from sparse_jax.lm.model import LanguageModel, forward
+from sparse_jax.lm.edits import Edit
+from sparse_jax.lm.interventions import put
+from sparse_jax.lm.model import LanguageModel, forward, site_shape
 from sparse_jax.lm.sites import Site
 
 
@@ -47,8 +48,7 @@ def resume_with(
     value = jnp.where(mask[..., None], value, current)
     if site.name == "resid_post":  # all that the block computes is already in `current`
         return forward(lm, value, start=site.layer + 1).logits
-    if site.name in ("attn_q", "attn_k", "attn_v", "attn_z"):
-        value = value.reshape(*value.shape[:2], lm.config.n_heads, -1)
+    value = value.reshape(*value.shape[:2], *site_shape(lm.config, site))  # heads apart, where there are any
     # An edit of resid_pre has already made `residual` what it is.
     again = [edit for edit in edits if edit.site.layer == site.layer and edit.site.name != "resid_pre"]
     return forward(lm, residual, start=site.layer, edits=[*again, Edit(site, put, (value,))]).logits

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from sparse_jax.lm.embedded import MODELS
 from sparse_jax.lm.families.gpt_neox import read_config, weights
-from sparse_jax.lm.weights import leaves
+from sparse_jax.lm.weight_map import leaves
 
 CONFIG = {
     "model_type": "gpt_neox",

@@ -15,6 +15,7 @@ from sparse_jax.lm import forward, load, resolve
 from sparse_jax.lm.embedded import MODELS
 from sparse_jax.lm.families.gpt_neox import GPTNeoXConfig, read_config
 from sparse_jax.lm.load import read_config_json
+from sparse_jax.lm.rotary import Rotary
 
 TOKENS = np.array([[3, 1, 4, 1, 5]])
 LAYER = "gpt_neox.layers.1."
@@ -65,11 +66,10 @@ SIZES = {
 def test_both_styles_of_config_are_one_config():
     old = SIZES | {"rotary_pct": 0.5, "rotary_emb_base": 20000, "torch_dtype": "float16"}
     new = SIZES | {"rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 20000.0, "rope_type": "default"}}
-    expected = GPTNeoXConfig(6, 512, 2048, 8, 50304, 2048, rotary_fraction=0.5, rotary_base=20000.0)
+    expected = GPTNeoXConfig(6, 512, 2048, 8, 50304, 2048, Rotary(32, 20000.0))
     assert read_config(old) == read_config(new) == expected
     assert hash(read_config(old)) == hash(read_config(new))
     assert expected.head_dim == 64
-    assert expected.rotary_dim == 32
 
 
 def test_every_field_of_a_config_is_read():
@@ -84,7 +84,7 @@ def test_every_field_of_a_config_is_read():
         "initializer_range": 0.1,
     }
     assert read_config(raw) == GPTNeoXConfig(
-        6, 512, 2048, 8, 50304, 77, 1.0, 10000.0, 1e-3, "relu", False, False, True, 0.1
+        6, 512, 2048, 8, 50304, 77, Rotary(64), 1e-3, "relu", False, False, True, 0.1
     )
 
 
@@ -93,8 +93,8 @@ def test_defaults_are_those_of_transformers():
     from transformers import GPTNeoXConfig as Theirs
 
     theirs, ours = Theirs(**SIZES), read_config(SIZES)
-    assert ours.rotary_fraction == theirs.rope_parameters["partial_rotary_factor"]
-    assert ours.rotary_base == theirs.rope_parameters["rope_theta"]
+    assert ours.rotary.dim == theirs.rope_parameters["partial_rotary_factor"] * ours.head_dim
+    assert ours.rotary.base == theirs.rope_parameters["rope_theta"]
     assert ours == read_config(json.loads(theirs.to_json_string(use_diff=False)))
 
 
@@ -102,10 +102,19 @@ def test_defaults_are_those_of_transformers():
     ("change", "shown"),
     [
         ({"hidden_size": None, "vocab_size": None}, "lacks hidden_size, vocab_size"),
-        ({"num_attention_heads": 7}, "hidden_size 512 is not a multiple of num_attention_heads 7"),
+        ({"num_attention_heads": 7}, "width 512 is not a multiple of its 7 heads"),
         ({"hidden_act": "snake"}, "'snake' is not known; known are gelu"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4}}, "'yarn', 'factor': 4} is not supported"),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, "'linear', 'factor': 2} is not supported"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4}}, "'yarn', 'factor': 4}) is not supported"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "supported are default, linear, llama3"),
+        ({"rope_scaling": {"type": "linear"}}, "lacks factor"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "differ by layer"),
+        ({"num_hidden_layers": "six"}, "has num_hidden_layers 'six'; it must be an integer, at least 1"),
+        ({"num_hidden_layers": True}, "has num_hidden_layers True"),
+        ({"vocab_size": 0}, "has vocab_size 0"),
+        ({"layer_norm_eps": "tiny"}, "has layer_norm_eps 'tiny'; it must be a number above 0"),
+        ({"use_parallel_residual": 1}, "has use_parallel_residual 1; it must be true or false"),
+        ({"hidden_act": 3}, "has hidden_act 3; it must be a text"),
+        ({"rope_parameters": 4}, "has rope_parameters 4; it must be a JSON object"),
     ],
 )
 def test_a_config_that_cannot_be_run_is_refused(change, shown):
@@ -144,7 +153,7 @@ def test_parameters_are_stacked_by_layer_in_the_ports_layout(reference, model_fo
     assert attn["out"]["kernel"][1, 2, 3, 7] == tensors[LAYER + "attention.dense.weight"][7, 2 * 4 + 3]
     assert attn["out"]["bias"][1, 7] == tensors[LAYER + "attention.dense.bias"][7]
     assert params["blocks"]["ln_mlp"]["scale"][1, 3] == tensors[LAYER + "post_attention_layernorm.weight"][3]
-    assert params["head"]["unembed"].shape == (16, 29)
+    assert params["head"]["unembed"].shape == (29, 16)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
@@ -219,10 +228,37 @@ def test_a_tied_models_second_copy_is_ignored(model_folder, copy):
         tensors[copy] = tensors["gpt_neox.embed_in.weight"].copy()
 
     params = load(rewrite(model_folder("tied-theta"), add_copy)).params
-    np.testing.assert_array_equal(params["head"]["unembed"], params["embed"]["tokens"].T)
+    assert set(params["head"]) == {"norm"}
+    np.testing.assert_array_equal(params["embed"]["tokens"], load(model_folder("tied-theta")).params["embed"]["tokens"])
     untied = model_folder("parallel")
     tensors = load_file(untied / "model.safetensors")
-    np.testing.assert_array_equal(load(untied).params["head"]["unembed"], tensors["embed_out.weight"].T)
+    np.testing.assert_array_equal(load(untied).params["head"]["unembed"], tensors["embed_out.weight"])
+
+
+def test_a_second_copy_that_differs_from_the_embedding_is_refused(model_folder):
+    """One of the config and the file is wrong; which cannot be known."""
+
+    def add_other(tensors):
+        tensors["embed_out.weight"] = tensors["gpt_neox.embed_in.weight"] + 1
+
+    message = refused(rewrite(model_folder("tied-theta"), add_other))
+    assert "ties the embeddings (tie_word_embeddings), but embed_out.weight differs from gpt_neox.embed_in" in message
+
+
+def test_names_without_the_prefix_are_the_same_model(model_folder):
+    """As files that were saved without the head have them."""
+    whole = load(model_folder("parallel"))
+
+    def strip(tensors):
+        for name in [name for name in tensors if name.startswith("gpt_neox.")]:
+            tensors[name.removeprefix("gpt_neox.")] = tensors.pop(name)
+
+    same(load(rewrite(model_folder("parallel"), strip)).params, whole.params)
+
+
+def test_quantised_weights_are_refused(model_folder):
+    message = refused(reconfigure(model_folder("parallel"), quantization_config={"bits": 4}))
+    assert "quantised weights (quantization_config in config.json), which are not supported" in message
 
 
 # Files
@@ -303,7 +339,7 @@ def test_other_dtypes_on_disk(model_folder, stored):
     params = load(folder).params
     tensors = load_file(folder / "model.safetensors")
     assert tensors["embed_out.weight"].dtype == stored
-    np.testing.assert_array_equal(params["head"]["unembed"], tensors["embed_out.weight"].T.astype(np.float32))
+    np.testing.assert_array_equal(params["head"]["unembed"], tensors["embed_out.weight"].astype(np.float32))
     kernel = params["blocks"]["mlp"]["up"]["kernel"]
     assert kernel.dtype == jnp.float32
     np.testing.assert_array_equal(kernel[1], tensors[LAYER + "mlp.dense_h_to_4h.weight"].T.astype(np.float32))

@@ -10,7 +10,7 @@ import pytest
 from sparse_jax.activations import Normaliser
 from sparse_jax.dictionaries import L1, Neurons, Normalised
 from sparse_jax.errors import InputError
-from sparse_jax.lm import Edit, Site, add, forward, put, replace
+from sparse_jax.lm import Edit, Site, add, at, forward, put
 from sparse_jax.metrics import EvalBatch, Setting, evaluate
 from sparse_jax.metrics.evaluate import UNMASKED_EVERY, _add
 from sparse_jax.metrics.token_mean import token_mean
@@ -143,7 +143,7 @@ def slowly(lm, setting, batches, reconstructors, mean, outlier_norm):
             value, codes = values[name.removesuffix(" unmasked")]
             where = real if name.endswith("unmasked") else counted
             new = jnp.array(value, jnp.float32).reshape(there.shape)
-            splice = Edit(site, replace, (new, jnp.array(where)))
+            splice = Edit(site, put, (new,), at(mask=where))
             q = log_softmax(forward(lm, tokens, edits=(*edits, splice)).logits)
             index = np.maximum(targets, 0)[..., None]
             variant.ce.append(-np.take_along_axis(q, index, axis=-1)[..., 0][where])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparse_jax.lm import Edit, Site, forward, replace
+from sparse_jax.lm import Edit, Site, at, forward, put
 from sparse_jax.metrics import ce_recovered, clean_predictions, resume_with, splice_sums
 
 SITES = (
@@ -61,7 +61,7 @@ def test_resuming_equals_a_full_pass_with_an_edit(lm, text, targets, clean, site
     value = jnp.array(np.random.default_rng(1).normal(size=(3, 9, there[0, 0].size)), jnp.float32)
     mask = np.random.default_rng(2).random((3, 9)) < 0.5
     logits = resumed(lm, captured, site, value, mask)
-    full = forward(lm, text, edits=[Edit(site, replace, (value.reshape(there.shape), jnp.array(mask)))]).logits
+    full = forward(lm, text, edits=[Edit(site, put, (value.reshape(there.shape),), at(mask=mask))]).logits
     np.testing.assert_allclose(logits, full, atol=1e-4)
     assert np.abs(logits - clean.logits).max() > 0.1
     # With the activation itself put in, or with nothing masked in, nothing happens.

@@ -5,7 +5,7 @@ One block, with the parallel residual (the default):
     out = x + attention(ln_attn(x)) + mlp(ln_mlp(x))
 
 and the sequential one: `mid = x + attention(ln_attn(x))`, `out = mid + mlp(ln_mlp(mid))`.
-Rotary embedding turns the first `rotary_fraction` of each head. The fused qkv weight is laid out
+Rotary embedding turns the first `rotary.dim` entries of each head. The fused qkv weight is laid out
 [head, (q, k, v), head_dim].
 """
 
@@ -15,20 +15,23 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from sparse_jax.errors import InputError
-from sparse_jax.lm.attention import causal_attention
-from sparse_jax.lm.family import Family, Weight, register
-from sparse_jax.lm.layers import LayerNorm, Linear, accurate_dtype, activation
-from sparse_jax.lm.rotary import rotary_angles, rotate
-from sparse_jax.lm.tap import Tap
-from sparse_jax.numerics import dot_general
+from sparse_jax.lm.config_json import ConfigJson
+from sparse_jax.lm.embedding import embed_tokens
+from sparse_jax.lm.embedding import unembed as to_logits
+from sparse_jax.lm.family import Family, Pass, check_heads, register
+from sparse_jax.lm.layers import MLP, LayerNorm, Linear, activation
+from sparse_jax.lm.rotary import Rotary, read_rotary, rotary_angles, rotate
+from sparse_jax.lm.weight_map import linear, norm, table
 
 
 @dataclass(frozen=True)
 class GPTNeoXConfig:
-    """Static choices of a GPT-NeoX model; names as in the rest of the library, values as in `config.json`."""
+    """Static choices of a GPT-NeoX model; names as in the rest of the library, values as in `config.json`.
+
+    Attributes:
+        rotary: by default a quarter of each head is turned, as in Pythia.
+    """
 
     n_layers: int
     d_model: int
@@ -36,8 +39,7 @@ class GPTNeoXConfig:
     n_heads: int
     vocab_size: int
     max_positions: int
-    rotary_fraction: float = 0.25
-    rotary_base: float = 10000.0
+    rotary: Rotary = None  # type: ignore[assignment]
     norm_epsilon: float = 1e-5
     activation: str = "gelu"
     parallel_residual: bool = True
@@ -46,49 +48,45 @@ class GPTNeoXConfig:
     initializer_range: float = 0.02
     model_type: str = "gpt_neox"
 
+    def __post_init__(self):
+        if self.rotary is None:
+            object.__setattr__(self, "rotary", Rotary(self.head_dim // 4))
+
     @property
     def head_dim(self) -> int:
         return self.d_model // self.n_heads
 
     @property
-    def rotary_dim(self) -> int:
-        return int(self.head_dim * self.rotary_fraction)
+    def n_kv_heads(self) -> int:
+        return self.n_heads
 
 
-def read_config(raw: dict) -> GPTNeoXConfig:
+def read_config(config_json: dict) -> GPTNeoXConfig:
     """From `config.json`, in the hub's old style (`rotary_pct`, `rotary_emb_base`) or transformers 5's.
 
     Raises:
-        InputError: a size is missing, heads do not divide the width, or a rotary scaling that is not supported.
+        InputError: a size is missing or no number, heads do not divide the width, an activation or rotary scaling
+            that is not known.
     """
-    required = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
-    if missing := [name for name in required if name not in raw]:
-        raise InputError(f"config.json of a gpt_neox model lacks {', '.join(missing)}")
-    rope = raw.get("rope_parameters") or {}
-    scaling = rope.get("rope_type", "default")
-    old_scaling = raw.get("rope_scaling") or {}
-    if scaling != "default" or old_scaling.get("rope_type", old_scaling.get("type", "default")) != "default":
-        raise InputError(f"gpt_neox with rotary scaling {rope or old_scaling} is not supported; only 'default' is")
-    if raw["hidden_size"] % raw["num_attention_heads"]:
-        raise InputError(
-            f"hidden_size {raw['hidden_size']} is not a multiple of num_attention_heads {raw['num_attention_heads']}"
-        )
-    activation(raw.get("hidden_act", "gelu"))
+    raw = ConfigJson(config_json, "gpt_neox")
+    raw.require("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    width, heads = raw.integer("hidden_size"), raw.integer("num_attention_heads")
+    check_heads(width, heads, raw.model_type)
+    activation(raw.text("hidden_act", "gelu"))
     return GPTNeoXConfig(
-        n_layers=raw["num_hidden_layers"],
-        d_model=raw["hidden_size"],
-        d_mlp=raw["intermediate_size"],
-        n_heads=raw["num_attention_heads"],
-        vocab_size=raw["vocab_size"],
-        max_positions=raw.get("max_position_embeddings", 2048),
-        rotary_fraction=float(rope.get("partial_rotary_factor", raw.get("rotary_pct", 0.25))),
-        rotary_base=float(rope.get("rope_theta", raw.get("rotary_emb_base", 10000.0))),
-        norm_epsilon=raw.get("layer_norm_eps", 1e-5),
-        activation=raw.get("hidden_act", "gelu"),
-        parallel_residual=raw.get("use_parallel_residual", True),
-        attention_bias=raw.get("attention_bias", True),
-        tied_embeddings=raw.get("tie_word_embeddings", False),
-        initializer_range=raw.get("initializer_range", 0.02),
+        n_layers=raw.integer("num_hidden_layers"),
+        d_model=width,
+        d_mlp=raw.integer("intermediate_size"),
+        n_heads=heads,
+        vocab_size=raw.integer("vocab_size"),
+        max_positions=raw.integer("max_position_embeddings", 2048),
+        rotary=read_rotary(raw, width // heads, fraction=0.25),
+        norm_epsilon=raw.number("layer_norm_eps", 1e-5),
+        activation=raw.text("hidden_act", "gelu"),
+        parallel_residual=raw.boolean("use_parallel_residual", True),
+        attention_bias=raw.boolean("attention_bias", True),
+        tied_embeddings=raw.boolean("tie_word_embeddings", False),
+        initializer_range=raw.number("initializer_range", 0.02),
     )
 
 
@@ -97,108 +95,68 @@ class Attention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, positions: jax.Array, tap: Tap) -> jax.Array:
+    def __call__(self, x: jax.Array, run: Pass) -> jax.Array:
         cfg = self.config
         heads, head_dim = cfg.n_heads, cfg.head_dim
         qkv = Linear((cfg.d_model,), (heads, 3, head_dim), cfg.attention_bias, self.dtype, name="qkv")(x)
-        q, k, v = (tap(name, qkv[..., i, :]) for i, name in enumerate(("attn_q", "attn_k", "attn_v")))
-        cos, sin = rotary_angles(positions, cfg.rotary_dim, cfg.rotary_base, self.dtype)
-        z = causal_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, head_dim**-0.5, tap)
+        q, k, v = (run.tap(name, qkv[..., i, :]) for i, name in enumerate(("attn_q", "attn_k", "attn_v")))
+        turn = rotary_angles(cfg.rotary, run.positions, self.dtype)
+        z = run.attend(rotate(q, *turn), rotate(k, *turn), v, head_dim**-0.5, run.tap)
         return Linear((heads, head_dim), (cfg.d_model,), cfg.attention_bias, self.dtype, name="out")(z)
 
 
-class MLP(nn.Module):
-    config: GPTNeoXConfig
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array, tap: Tap) -> jax.Array:
-        cfg = self.config
-        hidden = Linear((cfg.d_model,), (cfg.d_mlp,), dtype=self.dtype, name="up")(x)
-        hidden = tap("mlp_hidden", activation(cfg.activation)(hidden))
-        return Linear((cfg.d_mlp,), (cfg.d_model,), dtype=self.dtype, name="down")(hidden)
-
-
 class Block(nn.Module):
-    """One layer: `x [batch, position, d_model]` to the same, calling `tap` at every site in order."""
+    """One layer: `x [batch, position, d_model]` to the same, calling the tap at every site in order."""
 
     config: GPTNeoXConfig
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, positions: jax.Array, tap: Tap) -> jax.Array:
-        cfg = self.config
+    def __call__(self, x: jax.Array, run: Pass) -> jax.Array:
+        cfg, tap = self.config, run.tap
         x = tap("resid_pre", x)
         normed = LayerNorm(cfg.d_model, cfg.norm_epsilon, self.dtype, name="ln_attn")(x)
-        attn_out = tap("attn_out", Attention(cfg, self.dtype, name="attn")(normed, positions, tap))
+        attn_out = tap("attn_out", Attention(cfg, self.dtype, name="attn")(normed, run))
         mid = x if cfg.parallel_residual else tap("resid_mid", attn_out + x)
         normed = tap("mlp_in", LayerNorm(cfg.d_model, cfg.norm_epsilon, self.dtype, name="ln_mlp")(mid))
-        mlp_out = tap("mlp_out", MLP(cfg, self.dtype, name="mlp")(normed, tap))
+        mlp = MLP(cfg.d_model, cfg.d_mlp, cfg.activation, dtype=self.dtype, name="mlp")
+        mlp_out = tap("mlp_out", mlp(normed, tap))
         out = mlp_out + attn_out + x if cfg.parallel_residual else mlp_out + mid
         return tap("resid_post", out)
 
 
-def _transposed(tensor: np.ndarray) -> np.ndarray:
-    return tensor.T
-
-
 def weights(config: GPTNeoXConfig) -> dict:
     """Where each parameter stands in a Hugging Face checkpoint."""
-    d, mlp, heads, head_dim = config.d_model, config.d_mlp, config.n_heads, config.head_dim
-    layer = "gpt_neox.layers.{layer}."
-
-    def norm(name: str) -> dict:
-        return {"scale": Weight(f"{name}.weight", (d,)), "bias": Weight(f"{name}.bias", (d,))}
-
-    def linear(name: str, inputs: int, outputs: int, kernel, bias: tuple[int, ...], use_bias: bool = True) -> dict:
-        found = {"kernel": Weight(f"{name}.weight", (outputs, inputs), kernel)}
-        if use_bias:
-            found["bias"] = Weight(f"{name}.bias", (outputs,), lambda tensor: tensor.reshape(bias))
-        return found
-
-    def qkv_kernel(tensor):
-        return tensor.T.reshape(d, heads, 3, head_dim)
-
-    def out_kernel(tensor):
-        return tensor.T.reshape(heads, head_dim, d)
-
-    fused, bias = layer + "attention.query_key_value", config.attention_bias
+    d, mlp, vocab = ("d_model", config.d_model), ("d_mlp", config.d_mlp), ("vocab", config.vocab_size)
+    heads, qkv, head_dim = ("heads", config.n_heads), ("qkv", 3), ("head_dim", config.head_dim)
+    layer, bias = "gpt_neox.layers.{layer}.", config.attention_bias
     blocks = {
-        "ln_attn": norm(layer + "input_layernorm"),
-        "ln_mlp": norm(layer + "post_attention_layernorm"),
+        "ln_attn": norm(layer + "input_layernorm", d),
+        "ln_mlp": norm(layer + "post_attention_layernorm", d),
         "attn": {
-            "qkv": linear(fused, d, 3 * d, qkv_kernel, (heads, 3, head_dim), bias),
-            "out": linear(layer + "attention.dense", d, d, out_kernel, (d,), bias),
+            "qkv": linear(layer + "attention.query_key_value", (d,), (heads, qkv, head_dim), bias=bias),
+            "out": linear(layer + "attention.dense", (heads, head_dim), (d,), bias=bias),
         },
         "mlp": {
-            "up": linear(layer + "mlp.dense_h_to_4h", d, mlp, _transposed, (mlp,)),
-            "down": linear(layer + "mlp.dense_4h_to_h", mlp, d, _transposed, (d,)),
+            "up": linear(layer + "mlp.dense_h_to_4h", (d,), (mlp,)),
+            "down": linear(layer + "mlp.dense_4h_to_h", (mlp,), (d,)),
         },
     }
-    embedding = "gpt_neox.embed_in.weight"
-    unembedding = embedding if config.tied_embeddings else "embed_out.weight"
-    return {
-        "embed": {"tokens": Weight(embedding, (config.vocab_size, d))},
-        "blocks": blocks,
-        "head": {
-            "norm": norm("gpt_neox.final_layer_norm"),
-            "unembed": Weight(unembedding, (config.vocab_size, d), _transposed),
-        },
-    }
+    head = {"norm": norm("gpt_neox.final_layer_norm", d)}
+    if not config.tied_embeddings:
+        head["unembed"] = table("embed_out.weight", vocab, d)
+    return {"embed": {"tokens": table("gpt_neox.embed_in.weight", vocab, d)}, "blocks": blocks, "head": head}
 
 
-def embed(config: GPTNeoXConfig, params: dict, tokens: jax.Array, dtype) -> jax.Array:
+def embed(config: GPTNeoXConfig, params: dict, tokens: jax.Array, positions: jax.Array, dtype) -> jax.Array:
     """Token embeddings `[batch, position, d_model]`; positions enter through the rotary embedding."""
-    return params["tokens"][tokens].astype(dtype)
+    return embed_tokens(params, tokens, dtype)
 
 
 def unembed(config: GPTNeoXConfig, params: dict, residual: jax.Array, dtype) -> jax.Array:
-    """Logits `[batch, position, vocab]` in float32 (or float64): final layer norm, then the unembedding."""
-    norm = LayerNorm(config.d_model, config.norm_epsilon, dtype)
-    x = norm.apply({"params": params["norm"]}, residual)
-    accurate = accurate_dtype(dtype)
-    kernel = params["unembed"].astype(dtype)
-    return dot_general(x, kernel, (((2,), (0,)), ((), ())), preferred_element_type=accurate)
+    """Logits `[batch, position, vocab]`: final layer norm, then the unembedding."""
+    final = LayerNorm(config.d_model, config.norm_epsilon, dtype)
+    return to_logits(params, final.apply({"params": params["head"]["norm"]}, residual), dtype)
 
 
 def missing_site(config: GPTNeoXConfig, name: str) -> str | None:
@@ -213,6 +171,7 @@ GPT_NEOX = register(
         model_types=("gpt_neox",),
         read_config=read_config,
         weights=weights,
+        prefix="gpt_neox.",
         # Saved causal masks and rotary tables; `attention.dense.bias` is a weight and must not match.
         ignored=(r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",),
         embed=embed,
