@@ -13,14 +13,13 @@ from sparse_jax.errors import InputError
 from sparse_jax.lm import families  # noqa: F401  registers the families
 from sparse_jax.lm.embedded import MODELS
 from sparse_jax.lm.family import family_of
+from sparse_jax.lm.hub import fetch
 from sparse_jax.lm.model import LanguageModel
 from sparse_jax.lm.sharding import MeshAxes
 from sparse_jax.lm.weight_map import leaves
 from sparse_jax.lm.weights import read_params
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-HUB_FILES = ("config.json", "*.safetensors", "model.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt",
-             "special_tokens_map.json", "added_tokens.json")  # fmt: skip
 
 
 def resolve(model: str, revision: str | None = None) -> Path:
@@ -38,21 +37,7 @@ def resolve(model: str, revision: str | None = None) -> Path:
         raise InputError(f"model {model!r} is a file; give the folder that holds config.json and the safetensors")
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise InputError(f"model folder {model!r} does not exist")
-    return _download(model, revision)
-
-
-def _download(model: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(HUB_FILES)))
-    except Exception as error:  # the hub client raises a wide family: not found, gated, offline, time-outs, bad names
-        at = f" at revision {revision!r}" if revision else ""
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"model {model!r}{at} is neither embedded ({', '.join(MODELS)}) nor a local folder, and the hub did not "
-            f"give it: {type(error).__name__}: {reason}"
-        ) from error
+    return fetch(model, revision)
 
 
 def read_config_json(folder: Path) -> dict:
