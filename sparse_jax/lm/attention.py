@@ -29,14 +29,19 @@ def causal_attention(
     """
     q, length = _grouped(q, k), q.shape[1]
     if "attn_pattern" in tap.watched:
-        return _whole(q, k, v, scale, tap, window, jnp.arange(length))
+        return _whole(q, k, v, scale, tap, window, jnp.arange(length, dtype=jnp.int32))
     parts = []
     for start in range(0, length, QUERY_BLOCK):
         end = min(start + QUERY_BLOCK, length)
         # A window of known width drops the keys that no query of the block can see.
         low = max(0, start - window + 1) if isinstance(window, int) else 0
         weights, total = _weights(
-            q[:, start:end], k[:, low:end], scale, window, jnp.arange(start, end), jnp.arange(low, end)
+            q[:, start:end],
+            k[:, low:end],
+            scale,
+            window,
+            jnp.arange(start, end, dtype=jnp.int32),
+            jnp.arange(low, end, dtype=jnp.int32),
         )
         # The division comes last, on head_dim numbers each.
         parts.append((_mix(weights.astype(q.dtype), v[:, low:end]) / total).astype(q.dtype))
@@ -60,7 +65,7 @@ def cached_attention(
 
 def _whole(q, k, v, scale, tap, window, positions):
     """Every query at once, the pattern made and shown to the tap. `q` is grouped."""
-    weights, total = _weights(q, k, scale, window, positions, jnp.arange(k.shape[1]))
+    weights, total = _weights(q, k, scale, window, positions, jnp.arange(k.shape[1], dtype=jnp.int32))
     pattern = (weights / total).astype(q.dtype)
     batch, kv_heads, queries, group, keys = pattern.shape
     pattern = pattern.transpose(0, 1, 3, 2, 4).reshape(batch, kv_heads * group, queries, keys)

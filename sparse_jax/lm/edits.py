@@ -52,7 +52,9 @@ class Where:
         pattern = site == "attn_pattern"  # [batch, head, query, key]
         chosen = jnp.expand_dims(chosen, (1, 3) if pattern else tuple(range(2, old.ndim)))
         if self.heads is not None:
-            of_heads = jnp.any(jnp.arange(old.shape[1 if pattern else 2])[:, None] == self.heads, axis=-1)
+            of_heads = jnp.any(
+                jnp.arange(old.shape[1 if pattern else 2], dtype=jnp.int32)[:, None] == self.heads, axis=-1
+            )
             chosen = chosen & (of_heads[:, None, None] if pattern else of_heads[:, None])
         return jnp.where(chosen, new, old)
 

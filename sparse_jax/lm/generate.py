@@ -133,7 +133,7 @@ def _in_compute_dtype(lm: LanguageModel) -> LanguageModel:
 @partial(jax.jit, static_argnames=("n_tokens", "top_k", "keep_logits"))
 def _generate(lm, prompt, lengths, edits, prompt_edits, sampling, key, stops, n_tokens, top_k, keep_logits):
     batch, width = prompt.shape
-    positions = jnp.arange(width)
+    positions = jnp.arange(width, dtype=jnp.int32)
     memory = Memory.empty(lm.config, batch, width + n_tokens, jnp.dtype(lm.dtype))
     residual, _, memory = run_blocks(
         lm, embedded(lm, prompt, positions), positions, (*edits, *prompt_edits), memory=memory
@@ -168,7 +168,7 @@ def _generate(lm, prompt, lengths, edits, prompt_edits, sampling, key, stops, n_
     step, *_, made = lax.while_loop(lambda c: (c[0] < n_tokens) & ~jnp.all(c[3]), add_token, start)
     # Where all rows ended early, their last tokens are repeated to the end.
     last = made.tokens[:, step - 1][:, None]
-    return made._replace(tokens=jnp.where(jnp.arange(n_tokens) < step, made.tokens, last))
+    return made._replace(tokens=jnp.where(jnp.arange(n_tokens, dtype=jnp.int32) < step, made.tokens, last))
 
 
 def _draw(logits, sampling, top_k, key):
@@ -177,7 +177,7 @@ def _draw(logits, sampling, top_k, key):
     ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
     if top_k is not None:
         logits = jnp.where(logits >= ordered[:, top_k - 1 : top_k], logits, -jnp.inf)
-        ordered = jnp.where(jnp.arange(ordered.shape[1]) < top_k, ordered, -jnp.inf)
+        ordered = jnp.where(jnp.arange(ordered.shape[1], dtype=jnp.int32) < top_k, ordered, -jnp.inf)
     # A token is kept while those before it have not reached top_p: the most likely one always is.
     p = jax.nn.softmax(ordered, axis=-1)
     kept = jnp.cumsum(p, axis=-1) - p < sampling.top_p

@@ -34,6 +34,6 @@ class Memory(NamedTuple):
             length = k.shape[1]
             after = Memory(self.keys.at[layer, :, :length].set(k), self.values.at[layer, :, :length].set(v))
             return causal_attention(q, k, v, scale, tap, window), after
-        rows = jnp.arange(len(positions))[:, None]
+        rows = jnp.arange(len(positions), dtype=jnp.int32)[:, None]
         after = Memory(self.keys.at[layer, rows, positions].set(k), self.values.at[layer, rows, positions].set(v))
         return cached_attention(q, after.keys[layer], after.values[layer], scale, tap, window, positions), after

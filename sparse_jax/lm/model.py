@@ -244,7 +244,9 @@ def run_blocks(
         # Layers in a row that nobody looks into are one loop in the compiled program.
         last = min([end, *(other for other in tapped if other > layer)])
         (residual, memory), _ = lax.scan(
-            lambda carry, index: (untapped(index, carry), None), (residual, memory), jnp.arange(layer, last)
+            lambda carry, index: (untapped(index, carry), None),
+            (residual, memory),
+            jnp.arange(layer, last, dtype=jnp.int32),
         )
         layer = last
     return residual, captured, memory
@@ -252,14 +254,14 @@ def run_blocks(
 
 @partial(jax.jit, static_argnames=("capture", "start", "end", "with_head"))
 def _forward_static(lm, inputs, edits, capture, start, end, with_head):
-    positions = jnp.arange(inputs.shape[1])
+    positions = jnp.arange(inputs.shape[1], dtype=jnp.int32)
     residual, captured, _ = run_blocks(lm, embedded(lm, inputs, positions), positions, edits, capture, start, end)
     return Output(unembedded(lm, residual) if with_head else None, captured, residual)
 
 
 @partial(jax.jit, static_argnames=("with_head",))
 def _forward_traced(lm, inputs, edits, start, end, with_head):
-    positions = jnp.arange(inputs.shape[1])
+    positions = jnp.arange(inputs.shape[1], dtype=jnp.int32)
 
     def body(layer, residual):
         def tap(name, value):
