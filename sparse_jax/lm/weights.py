@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 
 from sparse_jax.errors import InputError
@@ -121,10 +121,10 @@ def read_params(
     wanted = family.weights(config)
     table = None if mesh is None else merged_rules(mesh, rules)
 
-    def sharding(path: tuple[str, ...], weight: Weight) -> jax.sharding.Sharding:
+    def sharding(path: tuple[str, ...], weight: Weight) -> jax.sharding.Sharding | None:
         axes = (("layer", config.n_layers), *weight.axes) if path[0] == "blocks" else weight.axes
         if mesh is None:
-            return SingleDeviceSharding(jax.config.jax_default_device or jax.local_devices()[0])
+            return None
         return parameter_sharding(mesh, table, axes, ".".join(path))
 
     shardings = _map_leaves(sharding, wanted)  # a mesh that does not fit is told before anything is read
@@ -143,7 +143,7 @@ def read_params(
         for name in path:
             at = at[name]
         if path[0] == "blocks":
-            return _placed((config.n_layers, *weight.port_shape), dtype, at, one, range(config.n_layers))
+            return _placed((config.n_layers, *weight.port_shape), dtype, at, one, config.n_layers)
         return _placed(weight.port_shape, dtype, at, one, None)
 
     return _map_leaves(load, wanted)
@@ -159,24 +159,29 @@ def _check_tied(reader: TensorReader, embedding: str, folder: Path) -> None:
 
 
 def _placed(
-    shape: tuple[int, ...], dtype, sharding: jax.sharding.Sharding, read: Callable, layers: range | None
+    shape: tuple[int, ...], dtype, sharding: jax.sharding.Sharding | None, read: Callable, n_layers: int | None
 ) -> jax.Array:
-    """An array laid out as `sharding` says, filled tensor by tensor: `read(layer)`, or `read(None)` without layers."""
-    places = sharding.addressable_devices_indices_map(shape)
+    """An array filled tensor by tensor, `read(layer)` for each layer or `read(None)`, and laid out as `sharding` says.
+
+    Without a sharding it lies on the default device, not bound to it.
+    """
+    places = (
+        {None: (slice(None),) * len(shape)} if sharding is None else sharding.addressable_devices_indices_map(shape)
+    )
     # Devices that hold the same part share its buffer.
     parts = {_key(index): index for index in places.values()}
     sizes = {key: [len(range(*part.indices(n))) for part, n in zip(index, shape)] for key, index in parts.items()}
     buffers = {key: np.empty(size, dtype) for key, size in sizes.items()}
-    for layer in (None,) if layers is None else layers:
+    for layer in (None,) if n_layers is None else range(n_layers):
         tensor = read(layer)
         for key, index in parts.items():
             if layer is None:
                 buffers[key][...] = tensor[index]
-            elif layer in (held := range(*index[0].indices(len(layers)))):
+            elif layer in (held := range(*index[0].indices(n_layers))):
                 buffers[key][held.index(layer)] = tensor[index[1:]]
     # The buffers are written no more, so it does no harm where a CPU device keeps them as they are.
     arrays = [jax.device_put(buffers[_key(index)], device) for device, index in places.items()]
-    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+    return arrays[0] if sharding is None else jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
 def _key(index: tuple[slice, ...]) -> tuple:

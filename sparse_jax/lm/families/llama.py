@@ -75,9 +75,8 @@ def read_config(config_json: dict) -> LlamaConfig:
     raw = ConfigJson(config_json, config_json.get("model_type", "llama"))
     raw.require("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
     kind, width, heads = raw.model_type, raw.integer("hidden_size"), raw.integer("num_attention_heads")
-    kv_heads = raw.integer(
-        "num_key_value_heads", 8 if kind == "mistral" and "num_key_value_heads" not in raw.raw else heads
-    )
+    absent = {} if "num_key_value_heads" in raw.raw else _KV_HEADS
+    kv_heads = raw.integer("num_key_value_heads", absent.get(kind, heads))
     if heads % kv_heads:
         raise InputError(
             f"config.json of a {kind} model: num_attention_heads {heads} is not a multiple of its "
@@ -112,6 +111,8 @@ def read_config(config_json: dict) -> LlamaConfig:
     )
 
 
+# What transformers takes where config.json does not say (null means as many as there are query heads).
+_KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
 _MAX_POSITIONS = {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}
 
 
