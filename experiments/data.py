@@ -8,9 +8,11 @@ from typing import Any
 from sparse_jax.activations.blocks import CHUNK_ROWS
 from sparse_jax.errors import InputError
 from sparse_jax.lm.documents import fingerprint
-from sparse_jax.lm.load import load, resolve
+from sparse_jax.lm.holdout import split
+from sparse_jax.lm.joining import row_bos
+from sparse_jax.lm.load import load, read_config_json, resolve
 from sparse_jax.lm.model import LanguageModel, check_site, site_width
-from sparse_jax.lm.rows import Rows, pack, split
+from sparse_jax.lm.rows import Rows, pack
 from sparse_jax.lm.sites import Site
 from sparse_jax.lm.tokenizer import Tokenizer, load_tokenizer
 from sparse_jax.lm.weights import weight_files
@@ -63,6 +65,7 @@ class Data:
             "eval_text": flags.eval_text,
             "context": flags.context,
             "bos": flags.bos,
+            "skip_positions": flags.skip_positions,
             "train_tokens_available": self.train.n_tokens,
             "eval_tokens_available": self.evaluation.n_tokens,
         }
@@ -102,17 +105,22 @@ def check_numbers(flags: Any) -> None:
         )
 
 
-def load_data(flags: Any) -> Data:
-    """Load the model, check the site, read and pack the text.
+def resolve_bos(flags: Any) -> Any:
+    """The flags with `bos` as "none" or "row": "auto" is the rule of the model's family.
 
     Raises:
-        InputError: whatever of these cannot be used, cheap checks first.
+        InputError: the model's folder cannot be had; its family has no rule; its tokenizer does not fit the rule.
     """
+    if flags.bos != "auto":
+        return flags
     folder = resolve(flags.model, flags.revision)
     tokenizer = load_tokenizer(folder)
-    lm = load(flags.model, flags.revision, dtype=flags.compute_dtype)
-    site = check_site(lm.config, flags.site)
-    site_width(lm.config, site)
+    model_type = read_config_json(folder).get("model_type")
+    return dataclasses.replace(flags, bos=row_bos(model_type, bos_id=tokenizer.bos_id, adds_bos=tokenizer.adds_bos))
+
+
+def check_fits(lm: LanguageModel, tokenizer: Tokenizer, flags: Any) -> None:
+    """Raises InputError for a context that the model is too short for, or a tokenizer that is not its own."""
     if flags.context > lm.config.max_positions:
         raise InputError(f"--context {flags.context}: {flags.model} has at most {lm.config.max_positions} positions")
     if tokenizer.vocab_size > lm.config.vocab_size:
@@ -120,6 +128,19 @@ def load_data(flags: Any) -> Data:
             f"the tokenizer of {flags.model} has {tokenizer.vocab_size} ids, the model {lm.config.vocab_size}: "
             "they do not belong together"
         )
+
+
+def load_data(flags: Any) -> Data:
+    """Load the model, check the site, read and pack the text.
+
+    Raises:
+        InputError: whatever of these cannot be used, cheap checks first.
+    """
+    tokenizer = load_tokenizer(resolve(flags.model, flags.revision))
+    lm = load(flags.model, flags.revision, dtype=flags.compute_dtype)
+    site = check_site(lm.config, flags.site)
+    site_width(lm.config, site)
+    check_fits(lm, tokenizer, flags)
     sides = split(
         flags.text, flags.eval_text, fraction=flags.holdout, text_field=flags.text_field,
         tokenizer=tokenizer, context=flags.context,

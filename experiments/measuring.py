@@ -10,7 +10,7 @@ import numpy as np
 from experiments.data import Data
 from sparse_jax.activations import RememberedBlocks, Statistics
 from sparse_jax.dictionaries import Normalised
-from sparse_jax.lm.rows import row_indices
+from sparse_jax.lm.order import row_indices
 from sparse_jax.metrics import EvalBatch, Evaluation, Setting, evaluate
 from sparse_jax.metrics.sparsity import l0, sparsity_sums
 from sparse_jax.numerics import safe_norm

@@ -22,14 +22,15 @@ OWNED = ("config.json", "metrics.jsonl", "metrics.json", "statistics.npz", "repo
 CARRYING_OUT = ("resume", "overwrite", "debug", "out", "reuse_memory", "checkpoint_every", "log_every")
 
 
-def prepare(out: Path, flags: Any, *, resume: bool, overwrite: bool) -> dict | None:
+def prepare(out: Path, *, overwrite: bool, resume: bool | None = None) -> dict | None:
     """Check that the run folder may be used; makes and removes nothing.
 
-    Returns the earlier run's config when resuming, else None.
+    `resume` is None where the experiment cannot be resumed. Returns the earlier run's config when resuming (see
+    `check_same`), else None.
 
     Raises:
-        InputError: the folder is in use and neither flag was given; both were; there is nothing to resume; the earlier
-            run had other flags; the folder cannot be written.
+        InputError: the folder is in use and neither flag was given; both were; there is nothing to resume; the folder
+            cannot be written.
     """
     if resume and overwrite:
         raise InputError("--resume continues a run and --overwrite removes it: give one of them")
@@ -37,9 +38,9 @@ def prepare(out: Path, flags: Any, *, resume: bool, overwrite: bool) -> dict | N
     earlier = None
     if resume:
         earlier = read_config(out)
-        check_same(earlier["flags"], jsonable(flags), out)
     elif used and not overwrite:
-        raise InputError(f"{out} already holds a run ({', '.join(used)}): give --resume, --overwrite or another --out")
+        ways = "--overwrite or another --out" if resume is None else "--resume, --overwrite or another --out"
+        raise InputError(f"{out} already holds a run ({', '.join(used)}): give {ways}")
     elif out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give a folder")
     check_writable(out)

@@ -51,8 +51,9 @@ class Flags:
     """Positions at the start of each row that are masked: attention sinks stand there."""
     drop_outliers: bool = False
     """Mask tokens whose activation norm exceeds 10 times the median (they are counted either way)."""
-    bos: Literal["none", "row"] = "none"
-    """Whether each row begins with the begin-of-text token; as the model was trained (the embedded one: none)."""
+    bos: Literal["auto", "none", "row"] = "auto"
+    """Whether each row begins with the begin-of-text token; auto: as the model's family was trained (GPT-NeoX, GPT-2
+    and Qwen: none; Llama and Mistral: row)."""
     batch: int = 512
     """Tokens in a training step."""
     learning_rate: float = 1e-3

@@ -4,7 +4,7 @@ import dataclasses
 import time
 
 from experiments import command, run_folder
-from experiments.data import Data, check_numbers, load_data
+from experiments.data import Data, check_numbers, load_data, resolve_bos
 from experiments.measuring import measure
 from experiments.train_sae import Flags
 from experiments.train_sae_report import print_table, write_report
@@ -37,7 +37,10 @@ def run(flags: Flags) -> int:
     if flags.compute_dtype == "auto":  # config.json says what it came to: a resumed run must not choose anew
         flags = dataclasses.replace(flags, compute_dtype=fast_dtype())
     check_numbers(flags)
-    run_folder.prepare(flags.out, flags, resume=flags.resume, overwrite=flags.overwrite)
+    earlier = run_folder.prepare(flags.out, resume=flags.resume, overwrite=flags.overwrite)
+    flags = resolve_bos(flags)
+    if earlier is not None:
+        run_folder.check_same(earlier["flags"], run_folder.jsonable(flags), flags.out)
     data = load_data(flags)
     if flags.overwrite:
         run_folder.clear(flags.out)
@@ -55,7 +58,7 @@ def run(flags: Flags) -> int:
         return command.EXIT_INTERRUPTED
     trained = Normalised(dictionary, state.params, state.normaliser)
     tokens_trained = total_rows(state.rows_seen)
-    save(flags.out / "dictionaries" / str(data.site), trained, provenance(flags, data, tokens_trained))
+    save(flags.out / "dictionaries" / str(data.site), trained, provenance(flags, data, statistics, tokens_trained))
     evaluation, floors_k = measure(
         data, trained, statistics, blocks, eval_tokens=flags.eval_tokens, seed=flags.seed, drop=flags.drop_outliers
     )
@@ -141,9 +144,10 @@ def train(
     return state, (int(state.step) - first) * pace.batch
 
 
-def provenance(flags: Flags, data: Data, tokens_trained: int) -> dict:
-    """Where a dictionary came from, for its card."""
-    return {**data.identity(), "site": str(data.site), "tokens_trained": tokens_trained, "seed": flags.seed}
+def provenance(flags: Flags, data: Data, statistics: Statistics, tokens_trained: int) -> dict:
+    """Where a dictionary came from, for its card. `max_norm`: tokens above it were masked; None if none was."""
+    max_norm = data.outlier_ratio * statistics.median_norm if flags.drop_outliers else None
+    return {**data.identity(), "max_norm": max_norm, "tokens_trained": tokens_trained, "seed": flags.seed}
 
 
 def final_figures(

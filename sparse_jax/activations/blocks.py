@@ -18,7 +18,8 @@ from jax import lax
 from sparse_jax.errors import InputError
 from sparse_jax.lm.edits import Edit
 from sparse_jax.lm.model import LanguageModel, forward
-from sparse_jax.lm.rows import Rows, row_indices
+from sparse_jax.lm.order import row_indices
+from sparse_jax.lm.rows import Rows
 from sparse_jax.lm.sites import Site
 
 # From a batch of token ids [batch, position] to the edits the model runs under.

@@ -21,6 +21,8 @@ from sparse_jax.lm.weights import read_params
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
+_FETCHED: dict[tuple[str, str | None], Path] = {}
+
 
 def resolve(model: str, revision: str | None = None) -> Path:
     """The local folder of a model: an embedded name, an existing directory, or a hub id (fetched to the hub's cache).
@@ -37,7 +39,11 @@ def resolve(model: str, revision: str | None = None) -> Path:
         raise InputError(f"model {model!r} is a file; give the folder that holds config.json and the safetensors")
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise InputError(f"model folder {model!r} does not exist")
-    return fetch(model, revision)
+    # Asked once in a process: a branch that moves must not give a tokenizer of one commit and weights of another.
+    folder = _FETCHED.get((model, revision))
+    if folder is None or not folder.is_dir():
+        folder = _FETCHED[model, revision] = fetch(model, revision)
+    return folder
 
 
 def read_config_json(folder: Path) -> dict:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ import tokenizers
 from jaxtyping import Int32
 
 from sparse_jax.errors import InputError
+from sparse_jax.lm.joining import RULES
+from sparse_jax.lm.spelling import bytes_of_byte_level, bytes_of_piece
 
 # The key of tokenizer_config.json that says the model was trained on lines encoded one by one.
 LINES_KEY = "sparse_jax_lines"
@@ -23,23 +24,30 @@ class Backend(Protocol):
 
     def encode(self, texts: list[str]) -> list[list[int]]: ...
 
-    def show(self, token_id: int) -> str | None:
-        """The token as text, or None where the id is no token."""
+    def bytes_of(self, token_id: int) -> bytes | None:
+        """The UTF-8 that the id stands for, of special tokens their names; None where the id is no token."""
 
     def id_of(self, token: str) -> int | None: ...
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the id is marked as standing for no text."""
+
+    def added_around(self) -> list[int]:
+        """The ids that the tokenizer would put around a text by itself."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
     """A tokenizer; make one with `load_tokenizer`.
 
-    separator_id: the id that stands before each document (the end-of-text token, else the begin-of-text token); None
-        where the model has neither.
+    separator_id: the id that stands before each document (the end-of-text token that `joining` names for the model's
+        family, else the declared one, else the begin-of-text token); None where the model has none of them.
     bos_id: the begin-of-text id; None where the model has none.
     pad_id: the padding id; None where the model has none.
     vocab_size: every id is below it. A model's embedding may have more rows.
     sha256: of the bytes of tokenizer.json, in hex; without that file, of the vocabulary files one after the other.
     by_line: documents are encoded line by line (see `encode_documents`).
+    adds_bos: the tokenizer puts the begin-of-text token before a text by itself. `encode` never does.
     """
 
     backend: Backend
@@ -49,6 +57,7 @@ class Tokenizer:
     vocab_size: int
     sha256: str
     by_line: bool = False
+    adds_bos: bool = False
 
     def encode(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " tokens"]]:
         """The ids of each text, nothing added before or after, nothing cut.
@@ -77,7 +86,20 @@ class Tokenizer:
         A leading space is kept. Bytes that are no character by themselves appear as `\xe2`; an id that is no token
         (a model's padded vocabulary, a target of -1) as `[50300]`. Never raises for an integer.
         """
-        return [f"[{i}]" if (text := self.backend.show(i)) is None else text for i in map(int, ids)]
+        spelled = ((i, self.backend.bytes_of(i)) for i in map(int, ids))
+        return [f"[{i}]" if text is None else text.decode("utf-8", errors="backslashreplace") for i, text in spelled]
+
+    def byte_lengths(self) -> Int32[np.ndarray, " vocab_size"]:
+        """The UTF-8 bytes that each id stands for, to give losses per byte of text instead of per token.
+
+        Byte-level tokenizers: exact, so that the sum over `encode(text)` is the length of the text (normalised first,
+        where the tokenizer does that: Pythia's and Qwen's turn it into NFC). SentencePiece: the sign for a space and a
+        single-byte token count one byte; the space that some put before a text is counted as well. Separator,
+        begin-of-text, padding and special tokens, and ids that are no token, stand for no text: 0.
+        """
+        no_text = {self.separator_id, self.bos_id, self.pad_id}
+        text = (i not in no_text and not self.backend.is_special(i) for i in range(self.vocab_size))
+        return np.array([len(self.backend.bytes_of(i) or b"") if has else 0 for i, has in enumerate(text)], np.int32)
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -98,7 +120,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         declared.append(own)
     size = backend.vocab_size
     bos = _special_id("bos", declared, backend.id_of, size)
-    eos = _special_id("eos", declared, backend.id_of, size)
+    eos = _family_separator(declared[1].get("model_type"), backend)
+    if eos is None:
+        eos = _special_id("eos", declared, backend.id_of, size)
     return Tokenizer(
         backend,
         separator_id=bos if eos is None else eos,
@@ -107,7 +131,16 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         vocab_size=size,
         sha256=digest,
         by_line=bool(config.get(LINES_KEY, False)),
+        # Some folders leave it out of tokenizer.json: transformers 4 added it for the entry in the config.
+        adds_bos=bos is not None and (bos in backend.added_around() or config.get("add_bos_token") is True),
     )
+
+
+def _family_separator(model_type: str | None, backend: Backend) -> int | None:
+    """The end-of-text id by the family's rule; None where there is no rule or the tokenizer has no such token."""
+    rule = RULES.get(model_type)
+    ids = (backend.id_of(token) for token in (rule.separators if rule else ()))
+    return next((i for i in ids if i is not None and backend.is_special(i)), None)
 
 
 # The names that end-of-text goes by in tokenizers whose folder declares none.
@@ -191,7 +224,9 @@ class _Fast:
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
-        self._added = {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items()}
+        added = tokenizer.get_added_tokens_decoder()
+        self._added = {i: token.content for i, token in added.items()}
+        self._special = {i for i, token in added.items() if token.special}
         self._byte_level = "ByteLevel" in repr(tokenizer.decoder)
         # Not the number of tokens: ids may have gaps.
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -199,18 +234,24 @@ class _Fast:
     def encode(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def show(self, token_id: int) -> str | None:
+    def bytes_of(self, token_id: int) -> bytes | None:
         if token_id in self._added:
-            return self._added[token_id]
+            return self._added[token_id].encode()
         if not 0 <= token_id < self.vocab_size:
             return None
         token = self._tokenizer.id_to_token(token_id)
         if token is None:
             return None
-        return _from_byte_level(token) if self._byte_level else _from_pieces(token)
+        return bytes_of_byte_level(token) if self._byte_level else bytes_of_piece(token)
 
     def id_of(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self._special
+
+    def added_around(self) -> list[int]:
+        return self._tokenizer.encode("").ids
 
 
 class _Slow:
@@ -219,41 +260,22 @@ class _Slow:
     def __init__(self, tokenizer):
         self._tokenizer = tokenizer
         self._tokens = {i: token for token, i in tokenizer.get_vocab().items()}
+        self._special = set(tokenizer.all_special_ids)
         self.vocab_size = max(self._tokens) + 1
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         options = {"add_special_tokens": False, "split_special_tokens": True, "truncation": False, "verbose": False}
         return [self._tokenizer(text, **options)["input_ids"] for text in texts]
 
-    def show(self, token_id: int) -> str | None:
+    def bytes_of(self, token_id: int) -> bytes | None:
         token = self._tokens.get(token_id)
-        return None if token is None else _from_pieces(token)
+        return None if token is None else bytes_of_piece(token)
 
     def id_of(self, token: str) -> int | None:
         return next((i for i, known in self._tokens.items() if known == token), None)
 
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self._special
 
-def _byte_of_sign() -> dict[str, int]:
-    """The byte that each sign of a byte-level token stands for: printable bytes stand for themselves.
-
-    Source: Radford et al., Language Models are Unsupervised Multitask Learners (GPT-2), `bytes_to_unicode` of its code.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTE_OF_SIGN = _byte_of_sign()
-
-
-def _from_byte_level(token: str) -> str:
-    if not all(sign in _BYTE_OF_SIGN for sign in token):
-        return token
-    return bytes(_BYTE_OF_SIGN[sign] for sign in token).decode("utf-8", errors="backslashreplace")
-
-
-def _from_pieces(token: str) -> str:
-    """SentencePiece's sign for a space, and its single bytes (`<0xE2>`); any other token as it is spelled."""
-    if byte := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token):
-        return bytes([int(byte[1], 16)]).decode("utf-8", errors="backslashreplace")
-    return token.replace("\u2581", " ")
+    def added_around(self) -> list[int]:
+        return self._tokenizer("")["input_ids"]

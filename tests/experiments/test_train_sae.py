@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from experiments import command, contexts, train_sae
 from experiments.train_sae import Flags
-from sparse_jax.dictionaries import L1, load
+from sparse_jax.dictionaries import L1, load, read_card
 from sparse_jax.errors import InputError
 from tests.experiments.conftest import write_model
 
@@ -87,6 +87,9 @@ def test_a_run_leaves_all_that_is_promised(finished, model, text, capsys):
     config = json.loads((finished / "config.json").read_text())
     assert config["flags"]["dictionary"]["kind"] == "l1"
     assert config["resolved"]["dictionary"]["n_features"] == 32
+    assert (config["flags"]["bos"], config["resolved"]["bos"]) == ("none", "none")  # what "auto" came to
+    card = read_card(finished)["provenance"]
+    assert (card["site"], card["skip_positions"], card["max_norm"]) == ("resid_post.0", 1, None)
     steps = [json.loads(line)["step"] for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, *range(5, 65, 5), 64]
     page = (finished / "report.html").read_text()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 
 import hypothesis
 import hypothesis.strategies as st
@@ -13,7 +12,6 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 from sparse_jax.errors import InputError
 from sparse_jax.lm import embedded
-from sparse_jax.lm.documents import documents
 from sparse_jax.lm.tokenizer import load_tokenizer
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -221,51 +219,3 @@ def test_missing_and_broken_tokenizers_are_refused(tmp_path):
     assert "cannot be read as JSON" in refused(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     assert "not an object" in refused(tmp_path)
-
-
-# Real tokenizers
-
-
-def real(shared, tmp_path, name):
-    """A folder as the hub has it, of a tokenizer in ../shared."""
-    folder = tmp_path / name
-    shutil.copytree(shared / "tokenizers" / name, folder)
-    folder.chmod(0o755)
-    eos = {"gpt2": 50256, "neox": 0}[name]
-    model_type = {"gpt2": "gpt2", "neox": "gpt_neox"}[name]
-    config = {"model_type": model_type, "eos_token_id": eos, "bos_token_id": eos}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-HARD = "Hello\n\nWorld\n\n\nfoo  \nbar   baz\t don't stop é e\u0301 — 日本 \U0001f600\r\n   end  "
-
-
-@pytest.mark.parametrize(("name", "size", "eos"), [("gpt2", 50257, 50256), ("neox", 50277, 0)])
-def test_real_tokenizers_give_what_transformers_gives_on_whole_documents(shared, tmp_path, name, size, eos):
-    from transformers import AutoTokenizer
-
-    folder = real(shared, tmp_path, name)
-    tokenizer, reference = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
-    assert (tokenizer.vocab_size, tokenizer.separator_id, tokenizer.bos_id) == (size, eos, eos)
-    assert not tokenizer.by_line
-    novel = next(documents("austen")).text
-    texts = [HARD, novel, HARD * 20, ""]
-    for text, ids in zip(texts, tokenizer.encode_documents(texts)):
-        assert list(ids) == reference(text, add_special_tokens=False, verbose=False)["input_ids"]
-    spelled = f"a{reference.eos_token}b"
-    assert eos in reference(spelled, add_special_tokens=False)["input_ids"]
-    (ids,) = tokenizer.encode([spelled])
-    assert eos not in ids
-    assert "".join(tokenizer.token_strings(ids)) == spelled
-    assert all(isinstance(text, str) for text in tokenizer.token_strings(range(size + 50)))
-
-
-def test_gpt2_by_hand(shared, tmp_path):
-    tokenizer = load_tokenizer(real(shared, tmp_path, "gpt2"))
-    (ids,) = tokenizer.encode(["Hello world\n\n\nfoo"])
-    assert list(ids) == [15496, 995, 628, 198, 21943]
-    assert tokenizer.token_strings(ids) == ["Hello", " world", "\n\n", "\n", "foo"]
-    # Without tokenizer.json the digest is that of the vocabulary files, merges first.
-    files = [shared / "tokenizers" / "gpt2" / file for file in ("merges.txt", "vocab.json")]
-    assert tokenizer.sha256 == hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -29,6 +29,8 @@ def _text(name: str, file: str, titles: tuple[str, ...], held_out: tuple[str, ..
 
 
 MODELS: dict[str, Path] = {"novel-neox": _FOLDER / "novel_neox"}
+# Tokens in the rows each was trained on. It has more positions, but never learned to use them.
+TRAINED_CONTEXT: dict[str, int] = {"novel-neox": 256}
 
 TEXTS: dict[str, Text] = {
     "austen": _text(
