@@ -1,21 +1,24 @@
-"""Tiny GPT-NeoX models for the tests of `sparse_jax.lm`."""
-
-import importlib.util
-from pathlib import Path
+"""Tiny language models for the tests of `sparse_jax.lm`."""
 
 import jax
 import pytest
 
 from sparse_jax.lm import load
+from tests.lm.reference import models
 
 
 @pytest.fixture(scope="session")
 def reference():
-    """The module `make_golden.py` beside this file: tiny models, and transformers' activations where torch is there."""
-    spec = importlib.util.spec_from_file_location("make_golden", Path(__file__).with_name("make_golden.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module `reference/models.py`: the tiny models of every family, and what goes into their folders."""
+    return models
+
+
+@pytest.fixture(scope="session")
+def torch_reference():
+    """The module `reference/torch_models.py`: transformers' PyTorch models of those folders, with hooks at sites."""
+    from tests.lm.reference import torch_models
+
+    return torch_models
 
 
 @pytest.fixture
@@ -32,14 +35,14 @@ def model_folder(reference, tmp_path):
 @pytest.fixture(scope="session")
 def loaded(reference, tmp_path_factory):
     """(name of a tiny model, dtype) -> the loaded model, the same object at every call."""
-    models = {}
+    found = {}
 
     def get(name, dtype="float32"):
-        if (name, dtype) not in models:
+        if (name, dtype) not in found:
             config = reference.MODELS[name].config
             folder = reference.write_model(tmp_path_factory.mktemp(name), config, reference.random_tensors(config))
             with jax.enable_x64(dtype == "float64"):
-                models[name, dtype] = load(folder, dtype=dtype)
-        return models[name, dtype]
+                found[name, dtype] = load(folder, dtype=dtype)
+        return found[name, dtype]
 
     return get

@@ -90,6 +90,11 @@ def test_every_field_of_a_llama_config_is_read():
         ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2},
          [NO_WINDOW, NO_WINDOW, 5]),
         ({"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0}, [5] * 3),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 2}, [NO_WINDOW, NO_WINDOW, 4096]),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": None, "max_window_layers": 0},
+            [NO_WINDOW] * 3,
+        ),
         ({"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 5,
           "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}, [5, NO_WINDOW, 5]),
     ],

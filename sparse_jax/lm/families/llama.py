@@ -120,14 +120,14 @@ def _windows(raw: ConfigJson, layers: int) -> tuple[int, ...]:
     """The window of each layer: none in Llama, one for all layers in Mistral, by layer in Qwen."""
     if raw.model_type == "llama":
         return (NO_WINDOW,) * layers
+    # Absent means transformers' default; null means none.
+    width = 4096 if "sliding_window" not in raw.raw else raw.integer("sliding_window", NO_WINDOW)
     kinds = raw.raw.get("layer_types")
     if raw.model_type == "mistral":
         if kinds is not None:
             raise InputError("config.json of a mistral model has layer_types, which that architecture does not know")
-        # Absent means transformers' default; null means none.
-        window = 4096 if "sliding_window" not in raw.raw else raw.integer("sliding_window", NO_WINDOW)
-        return (window,) * layers
-    window = raw.integer("sliding_window", 4096) if raw.boolean("use_sliding_window", False) else None
+        return (width,) * layers
+    window = width if raw.boolean("use_sliding_window", False) else None
     if kinds is None:
         first = raw.integer("max_window_layers", 28, at_least=0)
         return tuple(window if window is not None and i >= first else NO_WINDOW for i in range(layers))
