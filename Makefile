@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Compiled programs are kept between runs and clones: the second run of anything starts faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/sparse_jax/jax
 
-.PHONY: demo test test-fast lint bench-env clean
+.PHONY: demo test test-fast test-long lint bench-env clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,7 +21,11 @@ demo: $(VENV)/.ready
 	$(BIN)/python -m experiments.train_sae --out runs/demo --overwrite l1
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 -m "not long" --durations 10
+	$(BIN)/python -m pytest -n 2 -m "not long and not torch" --durations 10
+
+# The live comparison with PyTorch implementations, and what takes minutes of both cores.
+test-long: $(VENV)/.bench-ready
+	$(BIN)/python -m pytest -n 2 -m "long or torch" --durations 10
 
 test-fast: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 -m "not slow and not long and not torch and not browser"

@@ -139,7 +139,7 @@ def _generate(lm, prompt, lengths, edits, prompt_edits, sampling, key, stops, n_
         lm, embedded(lm, prompt, positions), positions, (*edits, *prompt_edits), memory=memory
     )
     # The prompt's last token predicts the first new one; what stands behind it is overwritten before it is seen.
-    logits = unembedded(lm, jnp.take_along_axis(residual, (lengths - 1)[:, None, None], axis=1))[:, 0]
+    residual = jnp.take_along_axis(residual, (lengths - 1)[:, None, None], axis=1)
 
     def choose(logits, step):
         if sampling is None:
@@ -147,7 +147,8 @@ def _generate(lm, prompt, lengths, edits, prompt_edits, sampling, key, stops, n_
         return _draw(logits, sampling, top_k, jax.random.fold_in(key, step))
 
     def add_token(carry):
-        step, memory, logits, ended, made = carry
+        step, memory, residual, ended, made = carry
+        logits = unembedded(lm, residual)[:, 0]
         token = jnp.where(ended, made.tokens[:, jnp.maximum(step - 1, 0)], choose(logits, step))
         made = Generated(
             made.tokens.at[:, step].set(token),
@@ -157,14 +158,15 @@ def _generate(lm, prompt, lengths, edits, prompt_edits, sampling, key, stops, n_
         ended = ended | jnp.any(token[:, None] == stops, axis=-1)
         here = (lengths + step)[:, None]
         residual, _, memory = run_blocks(lm, embedded(lm, token[:, None], here), here, edits, memory=memory)
-        return step + 1, memory, unembedded(lm, residual)[:, 0], ended, made
+        return step + 1, memory, residual, ended, made
 
+    vocab = jax.eval_shape(lambda r: unembedded(lm, r), residual)
     made = Generated(
         jnp.zeros((batch, n_tokens), jnp.int32),
         jnp.zeros(batch, jnp.int32),
-        jnp.zeros((batch, n_tokens, logits.shape[-1]), logits.dtype) if keep_logits else None,
+        jnp.zeros((batch, n_tokens, vocab.shape[-1]), vocab.dtype) if keep_logits else None,
     )
-    start = jnp.array(0, jnp.int32), memory, logits, jnp.zeros(batch, bool), made
+    start = jnp.array(0, jnp.int32), memory, residual, jnp.zeros(batch, bool), made
     step, *_, made = lax.while_loop(lambda c: (c[0] < n_tokens) & ~jnp.all(c[3]), add_token, start)
     # Where all rows ended early, their last tokens are repeated to the end.
     last = made.tokens[:, step - 1][:, None]

@@ -18,7 +18,7 @@ from sparse_jax.lm.edits import Edit, check_edit
 from sparse_jax.lm.family import Family, Pass, family_of
 from sparse_jax.lm.memory import Memory
 from sparse_jax.lm.sites import HEAD_SITES, Site
-from sparse_jax.lm.tap import NO_TAP, Tap
+from sparse_jax.lm.tap import Tap
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["config", "dtype", "name", "revision"])
@@ -217,37 +217,45 @@ def run_blocks(
     memory: Memory | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array], Memory | None]:
     """Blocks `start` to `end` (Python ints): the residual stream that leaves them, the captures, the memory."""
-    captured, sites = {}, (*capture, *(edit.site for edit in edits))
     end = lm.config.n_layers if end is None else end
+    captured: dict[str, jax.Array] = {}
 
-    def tap_at(layer):
+    def run_layer(layer, residual, memory, layer_edits, names):
+        """One layer; and what stood at the sites called `names`."""
+        found = {}
+
         def tap(name, value):
-            site = Site(name, layer)
-            for edit in edits:
-                if edit.site == site:
+            for edit in layer_edits:
+                if edit.site.name == name:
                     value = edit(value, positions)
-            if site in capture:
-                captured[str(site)] = value
+            if name in names:
+                found[name] = value
             return value
 
-        return Tap(tap, frozenset(site.name for site in sites if site.layer == layer))
+        watched = Tap(tap, names | {edit.site.name for edit in layer_edits})
+        residual, memory = _run_block(lm, layer, residual, positions, watched, memory)
+        return residual, memory, found
 
-    def untapped(layer, carry):
-        return _run_block(lm, layer, carry[0], positions, NO_TAP, carry[1])
-
-    tapped, layer = sorted({site.layer for site in sites}), start
+    names_at = {layer: frozenset(s.name for s in capture if s.layer == layer) for layer in range(start, end)}
+    edited, layer = {edit.site.layer for edit in edits}, start
     while layer < end:
-        if layer in tapped:
-            residual, memory = _run_block(lm, layer, residual, positions, tap_at(layer), memory)
-            layer += 1
+        names, last = names_at[layer], layer + 1
+        # Layers in a row where the same sites are read are one loop in the compiled program: it compiles as one layer.
+        while layer not in edited and last < end and names_at[last] == names and last not in edited:
+            last += 1
+        if last == layer + 1:
+            at_layer = [edit for edit in edits if edit.site.layer == layer]
+            residual, memory, found = run_layer(layer, residual, memory, at_layer, names)
+            captured |= {f"{name}.{layer}": value for name, value in found.items()}
+            layer = last
             continue
-        # Layers in a row that nobody looks into are one loop in the compiled program.
-        last = min([end, *(other for other in tapped if other > layer)])
-        (residual, memory), _ = lax.scan(
-            lambda carry, index: (untapped(index, carry), None),
-            (residual, memory),
-            jnp.arange(layer, last, dtype=jnp.int32),
-        )
+
+        def body(carry, index, names=names):
+            residual, memory, found = run_layer(index, *carry, (), names)
+            return (residual, memory), found
+
+        (residual, memory), stacked = lax.scan(body, (residual, memory), jnp.arange(layer, last, dtype=jnp.int32))
+        captured |= {f"{name}.{layer + i}": v[i] for name, v in stacked.items() for i in range(last - layer)}
         layer = last
     return residual, captured, memory
 

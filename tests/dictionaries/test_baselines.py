@@ -44,6 +44,7 @@ def test_pca_directions_are_sorted_principal_components(x, moments):
     np.testing.assert_allclose(np.abs(np.sum(W * vectors.T[::-1], axis=1)), 1, atol=1e-4)
 
 
+@pytest.mark.torch  # with the other peers
 def test_pca_is_scikit_learns(x, moments):
     decomposition = pytest.importorskip("sklearn.decomposition")
     theirs = decomposition.PCA().fit(x.astype(np.float64))

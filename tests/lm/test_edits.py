@@ -134,7 +134,7 @@ def test_an_edit_holds_where_it_says_and_nowhere_else(loaded):
 
 
 def test_a_causal_model_is_only_changed_from_the_edited_position_on(loaded):
-    for name in ("parallel", "gpt2-hub", "llama", "qwen3"):
+    for name in ("gpt2-hub", "qwen3"):
         lm = loaded(name)
         clean = np.asarray(forward(lm, TOKENS).logits)
         edited = np.asarray(forward(lm, TOKENS, edits=[Edit("resid_pre.0", zero, where=at(positions=[4]))]).logits)

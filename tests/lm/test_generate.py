@@ -42,7 +42,7 @@ def test_cached_logits_are_uncached_ones(loaded, name):
     np.testing.assert_array_equal(made.tokens, expected.argmax(-1))  # greedy
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["parallel", "gpt2-hub", "qwen3"])
 def test_cached_logits_in_float64(loaded, name, x64):
     lm = loaded(name, "float64")
     made = generate(lm, PROMPT, N_TOKENS, keep_logits=True)
@@ -62,14 +62,12 @@ def test_cached_logits_of_the_trained_model():
 
 def test_prompts_of_several_lengths_are_those_prompts_alone(loaded):
     """What fills the shorter ones up is never seen, whatever it is."""
-    lengths = [2, 5, 3]
-    for name in ("gpt2-hub", "llama", "mistral"):
-        lm = loaded(name)
-        made = generate(lm, PROMPT, N_TOKENS, lengths=lengths, keep_logits=True)
-        assert relative(made.logits, uncached(lm, PROMPT, lengths, made.tokens)) < 1e-5
-        for row, length in enumerate(lengths):
-            alone = generate(lm, PROMPT[row : row + 1, :length], N_TOKENS)
-            np.testing.assert_array_equal(alone.tokens[0], made.tokens[row])
+    lm, lengths = loaded("mistral"), [2, 5, 3]
+    made = generate(lm, PROMPT, N_TOKENS, lengths=lengths, keep_logits=True)
+    assert relative(made.logits, uncached(lm, PROMPT, lengths, made.tokens)) < 1e-5
+    np.testing.assert_array_equal(generate(lm, PROMPT[:1, :2], N_TOKENS).tokens[0], made.tokens[0])
+    filled = np.where(np.arange(5) < np.array(lengths)[:, None], PROMPT, 0)
+    np.testing.assert_array_equal(generate(lm, filled, N_TOKENS, lengths=lengths, keep_logits=True).logits, made.logits)
 
 
 STEER = Edit("resid_post.0", add, (jnp.linspace(-2.0, 2.0, 16), jnp.array(1.5)))
@@ -85,7 +83,7 @@ EDITS = {
 }
 
 
-@pytest.mark.parametrize("name", ["parallel", "gpt2-hub", "llama"])
+@pytest.mark.parametrize("name", ["parallel", "mistral"])
 @pytest.mark.parametrize("edits", EDITS)
 def test_edits_hold_at_every_step(loaded, name, edits):
     lm, edits = loaded(name), EDITS[edits]
@@ -172,7 +170,6 @@ def test_the_key_decides_what_is_drawn(loaded):
 
     np.testing.assert_array_equal(draw(0), draw(0))
     assert (draw(0) != draw(1)).any()
-    np.testing.assert_array_equal(draw(0, top_k=1), generate(lm, PROMPT, 15).tokens)
     assert len({row.tobytes() for row in draw(0)}) == 3
 
 

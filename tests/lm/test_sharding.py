@@ -1,14 +1,17 @@
 """Parameters over a mesh: laid out as they are read, the same numbers out (four fake CPU devices, see conftest)."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from sparse_jax.errors import InputError
 from sparse_jax.lm import Edit, forward, generate, load, zero
-from sparse_jax.lm.sharding import RULES
+from sparse_jax.lm.family import family_of
+from sparse_jax.lm.sharding import RULES, parameter_sharding
 from sparse_jax.lm.weight_map import leaves
 
 TOKENS = np.array([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]])
@@ -30,7 +33,7 @@ def same(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=3e-6 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("name", ["parallel", "gpt2-hub", "llama-biases", "mistral", "qwen2-window", "qwen3-bias"])
+@pytest.mark.parametrize("name", ["parallel", "gpt2-hub", "mistral", "qwen2-window", "qwen3-bias"])
 def test_sharded_logits_are_unsharded_ones(model_folder, mesh, name):
     folder = model_folder(name)
     whole, spread = load(folder), load(folder, mesh=mesh, rules=RULES_HERE)
@@ -119,3 +122,32 @@ def test_a_mesh_that_does_not_fit_is_told_before_a_tensor_is_read(model_folder, 
     (folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError, match="cannot be divided"):
         load(folder, mesh=mesh)
+
+
+def released(model_type, width, layers, heads, kv_heads, mlp, vocab, **more):
+    """config.json of a released model, as far as shapes go."""
+    return {"model_type": model_type, "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads, "intermediate_size": mlp, "vocab_size": vocab} | more  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "billions"),
+    [
+        ("Pythia 6.9B", released("gpt_neox", 4096, 32, 32, 32, 16384, 50432), 6.9),
+        ("Llama 2 7B", released("llama", 4096, 32, 32, 32, 11008, 32000), 6.7),
+        ("Llama 3.1 70B", released("llama", 8192, 80, 64, 8, 28672, 128256), 70.6),
+        ("Mistral 7B", released("mistral", 4096, 32, 32, 8, 14336, 32000), 7.2),
+        ("Qwen3 8B", released("qwen3", 4096, 36, 32, 8, 12288, 151936, head_dim=128), 8.2),
+    ],
+)
+def test_released_models_spread_over_eight_chips(name, raw, billions):
+    """With the table as it is each chip holds an eighth, but for norms and output biases."""
+    config, mesh = family_of(raw["model_type"]).read_config(raw), AbstractMesh((1, 8), ("data", "model"))
+    total = held = 0
+    for path, weight in leaves(family_of(raw["model_type"]).weights(config)):
+        axes = (("layer", config.n_layers), *weight.axes) if path[0] == "blocks" else weight.axes
+        shape = tuple(size for _, size in axes)
+        total += math.prod(shape)
+        held += math.prod(parameter_sharding(mesh, RULES, axes, ".".join(path)).shard_shape(shape))
+    assert total / 1e9 == pytest.approx(billions, rel=0.01), name
+    assert held / total < 1.01 / 8

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparse_jax.lm import Edit, Site, at, forward, put
+from sparse_jax.lm import Edit, Site, at, forward, put, random_model
+from sparse_jax.lm.families.llama import LlamaConfig
 from sparse_jax.metrics import ce_recovered, clean_predictions, resume_with, splice_sums
 
 SITES = (
@@ -52,6 +53,18 @@ def resumed(lm, clean, site, value, mask):
     residual = clean[f"resid_pre.{site.layer}"]
     current = clean[str(site)].reshape(*residual.shape[:2], -1)
     return resume_with(lm, residual, site, current, value, mask)
+
+
+@pytest.mark.parametrize("site", ["attn_k.0", "attn_v.1", "attn_z.1", "resid_mid.0", "mlp_hidden.1"])
+def test_resuming_where_query_heads_share_keys(text, site):
+    """Keys and values have fewer heads than queries, and heads of another size than width / heads."""
+    config = LlamaConfig(2, 16, 24, 4, 2, 6, 40, 16, initializer_range=0.4)
+    model, site = random_model(config, jax.random.key(1)), Site.parse(site)
+    captured = forward(model, text, capture=[site, f"resid_pre.{site.layer}"]).captured
+    there, rng = captured[str(site)], np.random.default_rng(3)
+    value, mask = jnp.array(rng.normal(size=(3, 9, there[0, 0].size)), jnp.float32), rng.random((3, 9)) < 0.5
+    full = forward(model, text, edits=[Edit(site, put, (value.reshape(there.shape),), at(mask=mask))]).logits
+    np.testing.assert_allclose(resumed(model, captured, site, value, mask), full, atol=1e-4)
 
 
 @pytest.mark.parametrize("site", SITES)

@@ -1,0 +1,32 @@
+"""The front page's Python runs as it stands there, in order, on a dictionary such as its first command trains."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sparse_jax.activations.normalise import Normaliser
+from sparse_jax.dictionaries import L1, Normalised, save
+
+README = Path(__file__).parents[1] / "README.md"
+# These need the network and eight devices.
+NOT_RUN = ("meta-llama/",)
+
+
+@pytest.mark.slow
+def test_every_example_runs(tmp_path, monkeypatch):
+    dictionary = L1().sized(256, compute_dtype="float32")
+    trained = Normalised(dictionary, dictionary.init(jax.random.key(0)), Normaliser(jnp.zeros(256), jnp.ones(())))
+    save(tmp_path / "runs" / "demo" / "dictionaries" / "resid_post.3", trained, {})
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    examples = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf8"), re.DOTALL)
+    run = [code for code in examples if not any(sign in code for sign in NOT_RUN)]
+    assert len(run) >= 4
+    assert len(examples) - len(run) == len(NOT_RUN)
+    for code in run:
+        exec(compile(code, str(README), "exec"), names)
+    assert names["logits"].shape == (1, names["tokens"].shape[1], 4096)
+    assert names["made"].tokens.shape == (1, 100)
