@@ -78,6 +78,7 @@ def train_flags(run: Path) -> TrainFlags:
     saved = run_folder.read_config(run)["flags"]
     saved["dictionary"] = from_json(saved["dictionary"])
     saved["schedule"] = Schedule(**saved["schedule"])
+    saved["resample_at"] = tuple(saved["resample_at"])
     saved["out"] = Path(saved["out"])
     return TrainFlags(**saved)
 

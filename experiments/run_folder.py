@@ -98,7 +98,8 @@ def jsonable(flags: Any) -> dict:
             plain[field.name] = {"kind": kind, **plain[field.name]}
         elif isinstance(value, Path):
             plain[field.name] = str(value)
-    return plain
+    # Through JSON, so that flags are equal to what is read again: it turns tuples into lists.
+    return json.loads(json.dumps(plain))
 
 
 def environment() -> dict:

@@ -13,10 +13,22 @@ import tyro
 
 from experiments import command
 from sparse_jax.activations.normalise import Rule
-from sparse_jax.dictionaries import L1
+from sparse_jax.dictionaries import (
+    L1,
+    BatchTopK,
+    Gated,
+    JumpReLU,
+    Lp,
+    MatchingPursuit,
+    Matryoshka,
+    MultiTopK,
+    TopK,
+)
 from sparse_jax.training.schedules import Schedule
 
-Trainable = tyro.extras.subcommand_type_from_defaults({"l1": L1()})
+Trainable = tyro.extras.subcommand_type_from_defaults(
+    {cls.kind: cls() for cls in (L1, Lp, Gated, JumpReLU, TopK, BatchTopK, Matryoshka, MultiTopK, MatchingPursuit)}
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,7 @@ class Flags:
     """
 
     dictionary: Trainable  # type: ignore[valid-type]
+    """Architecture; `... KIND --help` shows its flags, formulas are in its module's docstring."""
     model: str = "novel-neox"
     """Embedded name (novel-neox), folder in Hugging Face's layout, or hub id (EleutherAI/pythia-70m)."""
     revision: str | None = None
@@ -60,6 +73,11 @@ class Flags:
     """Adam's peak learning rate."""
     schedule: Schedule = field(default_factory=Schedule)
     """Warm-ups and decay, as shares of the run."""
+    target_l0: float | None = None
+    """Hold the mean number of active features here by moving the sparsity coefficient (l1, lp, gated, jump-relu)."""
+    resample_at: tuple[float, ...] = ()
+    """Shares of the run at which features that were silent for the dead window start again (Bricken et al. 2023:
+    0.125 0.25 0.375 0.5)."""
     normalise: Rule = "centre-scale"
     """What is done to activations before the dictionary: scale means E||x||^2 = d."""
     statistics_tokens: int = 524_288

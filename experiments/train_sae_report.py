@@ -18,6 +18,8 @@ NAMES = {
     "random": "random dictionary, top {k}",
     "token_mean": "mean of the current token",
 }
+# What a line of metrics.jsonl holds beside the loss and its terms.
+NOT_TERMS = ("step", "tokens", "fvu", "l0", "dead", "grad_norm", "learning_rate", "coefficient")
 COLUMNS = ("fvu", "l0", "ce_increase", "ce_recovered", "ce_recovered_mean", "kl", "shrinkage")
 HEADINGS = ("FVU", "L0", "CE increase", "CE recovered (zero)", "CE recovered (mean)", "KL", "shrinkage")
 
@@ -47,7 +49,8 @@ def print_table(final: dict) -> None:
 
 def write_report(out: Path, data: Data, trained: Normalised, evaluation: Evaluation, final: dict, flags: Any) -> None:
     """`report.html` in the run folder."""
-    lines = read_lines(out / "metrics.jsonl")
+    # Lines of other events (features started again) have no loss.
+    lines = [line for line in read_lines(out / "metrics.jsonl") if "loss" in line]
     cards, alive = feature_cards(data, trained, evaluation, flags)
     report = Report(
         title=f"{final['dictionary']} dictionary of {final['site']}",
@@ -153,7 +156,7 @@ def charts(lines: list[dict], evaluation: Evaluation, final: dict) -> tuple[tupl
         }
         return line_chart(series, title=title, x_label="training tokens", y_label=y_label, log_y=log_y)
 
-    terms = {name: name for name in ("loss", "reconstruction", "l1") if lines and name in lines[0]}
+    terms = {name: name for name in (lines[0] if lines else ()) if name not in NOT_TERMS}
     density = evaluation.fired / final["tokens_evaluated"]
     return (
         (curve(terms, "Loss", "per token, normalised units", log_y=True), "The objective and its terms, by batch."),

@@ -2,13 +2,14 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 
 from experiments import command, run_folder
 from experiments.data import Data, check_numbers, load_data, resolve_bos
 from experiments.measuring import measure
 from experiments.train_sae import Flags
 from experiments.train_sae_report import print_table, write_report
-from sparse_jax.activations import Blocks, RememberedBlocks, Statistics, collect_statistics, fit_normaliser
+from sparse_jax.activations import Block, Blocks, RememberedBlocks, Statistics, collect_statistics, fit_normaliser
 from sparse_jax.dictionaries import Dictionary, Normalised, save, to_json
 from sparse_jax.metrics import Evaluation
 from sparse_jax.numerics.allocator import keep_freed_memory
@@ -17,9 +18,12 @@ from sparse_jax.training import (
     Checkpoints,
     JsonLines,
     Pace,
+    Resampling,
+    SparsityTarget,
     TrainState,
     adam,
     init_state,
+    make_resample,
     make_step,
     total_rows,
 )
@@ -37,6 +41,7 @@ def run(flags: Flags) -> int:
     if flags.compute_dtype == "auto":  # config.json says what it came to: a resumed run must not choose anew
         flags = dataclasses.replace(flags, compute_dtype=fast_dtype())
     check_numbers(flags)
+    Resampling(flags.resample_at), SparsityTarget(flags.target_l0)  # what cannot be is told before anything is loaded
     earlier = run_folder.prepare(flags.out, resume=flags.resume, overwrite=flags.overwrite)
     flags = resolve_bos(flags)
     if earlier is not None:
@@ -115,7 +120,7 @@ def train(
     normaliser = fit_normaliser(flags.normalise, statistics.mean, statistics.variance)
     state = init_state(dictionary, optimisation.transform, normaliser, flags.seed)
     window = min(flags.dead_window, flags.tokens // 4)
-    step = make_step(dictionary, optimisation, flags.schedule, pace.total, window)
+    step = make_step(dictionary, optimisation, flags.schedule, pace.total, window, SparsityTarget(flags.target_l0))
     lines = JsonLines(flags.out / "metrics.jsonl")
     with Checkpoints(flags.out / "checkpoints") as checkpoints, command.StopRequest() as stop:
         if flags.resume and checkpoints.latest() is not None:
@@ -138,10 +143,30 @@ def train(
                 pace,
                 log=lambda row: (lines.write(row), bar.set_postfix(fvu=f"{row['fvu']:.3f}", l0=f"{row['l0']:.1f}")),
                 checkpoints=checkpoints,
+                after_step=resampler(flags, dictionary, pace, window, lines.write),
                 should_stop=stop,
                 progress=bar.update,
             )
     return state, (int(state.step) - first) * pace.batch
+
+
+def resampler(
+    flags: Flags, dictionary: Dictionary, pace: Pace, window: int, log: Callable[[dict], None]
+) -> Callable[[TrainState, Block, int], TrainState]:
+    """What is done after each step: nothing, but at the steps where silent features are started again."""
+    resampling = Resampling(flags.resample_at)
+    steps = resampling.steps(pace.total)
+    resample = make_resample(dictionary, window) if steps else None
+
+    def after_step(state: TrainState, block: Block, done: int) -> TrainState:
+        if done not in steps:
+            return state
+        rows = slice(min(resampling.rows, len(block.x)))
+        state, count = resample(state, block.x[rows], block.weight[rows])
+        log({"step": done, "tokens": total_rows(state.rows_seen), "resampled": int(count)})
+        return state
+
+    return after_step
 
 
 def provenance(flags: Flags, data: Data, statistics: Statistics, tokens_trained: int) -> dict:

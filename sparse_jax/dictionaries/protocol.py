@@ -36,6 +36,23 @@ class Batch(NamedTuple):
     rows: Any = None
 
 
+class Ramp(NamedTuple):
+    """How a coefficient comes to its value: linearly from `start`, between two shares of the run.
+
+    Attributes:
+        start: where it stands before; None: at its value, all the time.
+        begin, end: shares of the run; end None: the share of the run's schedule (`coefficient_warmup`).
+    """
+
+    start: float | None
+    begin: float = 0.0
+    end: float | None = None
+
+
+# Of a coefficient that means something other than a strength (a k, a count): no warm-up.
+HELD = Ramp(None)
+
+
 class Context(NamedTuple):
     """What a loss may depend on beside parameters and data; all traced.
 
@@ -44,12 +61,14 @@ class Context(NamedTuple):
         age: `[n_features]` int32, rows since each feature last fired.
         key: a key of this step's own.
         step: int32, how many steps came before.
+        dead_window: int32, a feature that was silent for more rows counts as dead.
     """
 
     coefficients: dict[str, jax.Array]
     age: jax.Array
     key: jax.Array
     step: jax.Array
+    dead_window: jax.Array
 
 
 class Losses(NamedTuple):
@@ -106,6 +125,16 @@ class Dictionary(ABC):
         return {}
 
     @property
+    def ramps(self) -> dict[str, Ramp]:
+        """Coefficient -> how it comes to its value, for those that are not warmed up from 0 by the run's schedule."""
+        return {}
+
+    @property
+    def sparsity_coefficient(self) -> str | None:
+        """The coefficient that a larger value of makes codes sparser, for a controller to move; None: there is none."""
+        return None
+
+    @property
     def frozen(self) -> tuple[str, ...]:
         """Names in params that the optimiser never sees; `Losses.frozen` returns their new values."""
         return ()
@@ -113,6 +142,11 @@ class Dictionary(ABC):
     @property
     def labels(self) -> dict[str, str]:
         """Parameter name -> learning-rate group, for those that are not in the group "main"."""
+        return {}
+
+    @property
+    def group_factors(self) -> dict[str, float]:
+        """Learning-rate group -> its rate over that of "main", for the groups in `labels` where it is not 1."""
         return {}
 
     @abstractmethod

@@ -68,6 +68,7 @@ def _storable(state: TrainState) -> dict[str, Any]:
         "key": jax.random.key_data(state.key),
         "normaliser": {"centre": state.normaliser.centre, "scale": state.normaliser.scale},
         "opt_state": dict(enumerate_leaves(state.opt_state)),
+        "control": state.control._asdict(),
     }
 
 
@@ -87,6 +88,7 @@ def _usable(stored: dict[str, Any], like: TrainState) -> TrainState:
             **stored,
             "key": jax.random.wrap_key_data(stored["key"]),
             "normaliser": type(like.normaliser)(**stored["normaliser"]),
+            "control": type(like.control)(**stored["control"]),
             "opt_state": jax.tree.unflatten(jax.tree.structure(like.opt_state), leaves),
         }
     )

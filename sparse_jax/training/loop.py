@@ -7,7 +7,7 @@ from functools import partial
 import jax
 from jax import lax
 
-from sparse_jax.activations.blocks import Blocks, RememberedBlocks
+from sparse_jax.activations.blocks import Block, Blocks, RememberedBlocks
 from sparse_jax.errors import InputError
 from sparse_jax.training.checkpoints import Checkpoints
 from sparse_jax.training.state import TrainState, total_rows
@@ -38,6 +38,7 @@ def run(
     *,
     log: Callable[[dict], None],
     checkpoints: Checkpoints | None,
+    after_step: Callable[[TrainState, Block, int], TrainState] = lambda state, block, done: state,
     should_stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> TrainState:
@@ -48,6 +49,8 @@ def run(
 
     Args:
         log: gets {"step", "tokens", metrics...}, as Python numbers.
+        after_step: gets the state, the block of activations at hand and the number of steps taken, and returns the
+            state to go on with; called before a checkpoint is saved.
         progress: gets the number of tokens of each finished step.
 
     Raises:
@@ -66,6 +69,7 @@ def run(
         state, metrics = step(state, x, weight)
         progress(pace.batch)
         done = number + 1
+        state = after_step(state, block, done)
         if done % pace.log_every == 0 or done == pace.total or number == start:
             row = {name: float(value) for name, value in jax.device_get(metrics).items()}
             if row["loss"] != row["loss"] or abs(row["loss"]) == float("inf"):

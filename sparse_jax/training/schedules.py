@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from sparse_jax.dictionaries.protocol import Dictionary, Ramp
 from sparse_jax.errors import InputError
 
 # step -> multiplier, as an Optax schedule is.
@@ -51,7 +52,27 @@ def learning_rate(schedule: Schedule, total_steps: int) -> Multiplier:
     return multiplier
 
 
-def coefficient(schedule: Schedule, total_steps: int) -> Multiplier:
-    """step -> multiplier of the sparsity coefficients, in (0, 1]."""
-    warmup = max(1, round(schedule.coefficient_warmup * total_steps))
-    return lambda step: jnp.minimum(1.0, (jnp.asarray(step, jnp.float32) + 1) / warmup)
+def coefficients(
+    dictionary: Dictionary, schedule: Schedule, total_steps: int
+) -> Callable[[jax.Array], dict[str, jax.Array]]:
+    """step -> the dictionary's coefficients, each on its ramp."""
+    ramps = {name: dictionary.ramps.get(name, Ramp(0.0)) for name in dictionary.coefficients}
+
+    def at(step):
+        step = jnp.asarray(step, jnp.float32)
+        return {
+            name: _on_ramp(ramps[name], value, schedule, total_steps, step)
+            for name, value in dictionary.coefficients.items()
+        }
+
+    return at
+
+
+def _on_ramp(ramp: Ramp, value: float, schedule: Schedule, total_steps: int, step: jax.Array) -> jax.Array:
+    if ramp.start is None:
+        return jnp.full((), value, jnp.float32)
+    first = round(ramp.begin * total_steps)
+    length = max(1, round((schedule.coefficient_warmup if ramp.end is None else ramp.end) * total_steps) - first)
+    # Step 0 of a warm-up has a part of the value already.
+    share = jnp.clip((step + 1 - first) / length, 0.0, 1.0)
+    return ramp.start + share * (value - ramp.start)

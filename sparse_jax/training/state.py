@@ -9,11 +9,12 @@ import jax.numpy as jnp
 
 from sparse_jax.activations.normalise import Normaliser
 from sparse_jax.dictionaries.protocol import Dictionary, Params
+from sparse_jax.training.sparsity_control import ControlState, init_control
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "opt_state", "step", "age", "rows_seen", "key", "normaliser"],
+    data_fields=["params", "opt_state", "step", "age", "rows_seen", "key", "normaliser", "control"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class TrainState:
         rows_seen: `[2]` int32, rows that counted: (millions, rest), since int32 ends at 2.1e9.
         key: the run's key; step `i` uses `fold_in(key, i)`.
         normaliser: what stands between raw activations and the dictionary.
+        control: of the controller that holds L0 on target.
     """
 
     params: Params
@@ -37,6 +39,7 @@ class TrainState:
     rows_seen: jax.Array
     key: jax.Array
     normaliser: Normaliser
+    control: ControlState
 
 
 def init_state(dictionary: Dictionary, optimiser, normaliser: Normaliser, seed: int) -> TrainState:
@@ -52,6 +55,7 @@ def init_state(dictionary: Dictionary, optimiser, normaliser: Normaliser, seed: 
         rows_seen=jnp.zeros(2, jnp.int32),
         key=jax.random.fold_in(key, 1),
         normaliser=normaliser,
+        control=init_control(),
     )
 
 

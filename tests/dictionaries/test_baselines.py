@@ -115,7 +115,7 @@ def test_nothing_is_trained(x, moments):
 
     dictionary = sized(PCA, 3)
     params = dictionary.fit(*moments)
-    here = Context({}, jnp.zeros(D, jnp.int32), jax.random.key(0), jnp.int32(0))
+    here = Context({}, jnp.zeros(D, jnp.int32), jax.random.key(0), jnp.int32(0), jnp.int32(1000))
     value, losses, grads = dictionary.value_and_grad(params, Batch(x, x, jnp.ones(len(x))), here)
     assert grads == {}
     np.testing.assert_allclose(value, error(dictionary, params, x) / len(x), rtol=1e-4)

@@ -17,13 +17,20 @@ VARIANTS = {
     "tied, no decoder bias": {"tied": True, "decoder_bias": False},
     "no centring": {"centring": False},
     "tied, no centring": {"tied": True, "centring": False},
+    "norm-weighted": {"norm_weighted": True, "decoder_norm": 0.5},
+    "tied, norm-weighted": {"tied": True, "norm_weighted": True},
+    "softplus": {"activation": "softplus"},
+    "softplus, norm-weighted": {"activation": "softplus", "norm_weighted": True},
 }
 value_and_grad = jax.jit(L1.value_and_grad, static_argnums=0)
 variants = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
+CONSTRAINED = {name: options for name, options in VARIANTS.items() if not options.get("norm_weighted")}
+constrained_variants = pytest.mark.parametrize("options", CONSTRAINED.values(), ids=CONSTRAINED.keys())
 
 
 def context(coefficient, dtype=jnp.float32):
-    return Context({"l1": jnp.array(coefficient, dtype)}, jnp.zeros(1, jnp.int32), jax.random.key(0), jnp.int32(0))
+    age, key = jnp.zeros(1, jnp.int32), jax.random.key(0)
+    return Context({"l1": jnp.array(coefficient, dtype)}, age, key, jnp.int32(0), jnp.int32(1000))
 
 
 def small(options, dtype=np.float64, rows=9, d=3, n=5, seed=0):
@@ -87,9 +94,9 @@ def test_initial_parameters(options):
     params = dictionary.init(jax.random.key(0))
     names = {"W_dec", "b_enc"} | (set() if dictionary.tied else {"W_enc"})
     assert params.keys() == names | ({"b_dec"} if dictionary.decoder_bias else set())
-    np.testing.assert_allclose(np.linalg.norm(params["W_dec"], axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(params["W_dec"], axis=1), dictionary.decoder_norm, rtol=1e-6)
     if not dictionary.tied:
-        np.testing.assert_array_equal(params["W_enc"], params["W_dec"].T)
+        np.testing.assert_allclose(params["W_enc"], params["W_dec"].T / dictionary.decoder_norm, rtol=1e-6)
     assert not any(np.any(params[name]) for name in params if name.startswith("b_"))
     assert np.any(params["W_dec"] != dictionary.init(jax.random.key(1))["W_dec"])
 
@@ -135,7 +142,7 @@ def test_bfloat16_products_are_close_and_their_gradients_float32():
         assert error < 0.02, f"{name}: {error}"
 
 
-@variants
+@constrained_variants
 def test_tangent_removes_exactly_the_parallel_part(x64, options):
     dictionary, params, batch = small(options)
     _, _, grads = value_and_grad(dictionary, params, batch, context(0.7, jnp.float64))
@@ -207,3 +214,60 @@ def test_the_coefficient_scales_the_penalty_alone():
 def test_a_negative_coefficient_is_refused():
     with pytest.raises(InputError, match="cannot be negative"):
         L1(l1=-0.1)
+
+
+def test_the_penalty_weighed_by_norms_cannot_be_evaded_by_long_rows():
+    dictionary, params, batch = small({"norm_weighted": True}, np.float32)
+    longer = {**params, "W_enc": params["W_enc"] / 5, "b_enc": params["b_enc"] / 5, "W_dec": 5 * params["W_dec"]}
+    one, other = (dictionary.loss(p, batch, context(0.7)).terms for p in (params, longer))
+    for term in one:
+        np.testing.assert_allclose(other[term], one[term], rtol=1e-5)
+    by_norms = np.sum(dictionary.encode(params, batch.x) * np.linalg.norm(params["W_dec"], axis=1), axis=1)
+    np.testing.assert_allclose(one["l1"], 0.7 * np.average(by_norms, weights=batch.weight), rtol=1e-5)
+    # So nothing is done to the rows, and a zero row has a finite gradient.
+    assert dictionary.project(longer) is longer
+    assert dictionary.tangent(params, params) is params
+    silent = {**params, "W_dec": params["W_dec"].at[2].set(0)}
+    assert all(np.isfinite(grad).all() for grad in value_and_grad(dictionary, silent, batch, context(0.7))[2].values())
+
+
+def test_softplus_codes_are_whole_in_training_and_silent_below_a_hundredth():
+    dictionary = L1(n_features=3, activation="softplus").sized(2)
+    params = {"W_dec": BY_HAND["W_dec"], "W_enc": np.zeros((2, 3), np.float32), "b_dec": np.zeros(2, np.float32)}
+    # softplus(0) = log 2, softplus(-6) = 0.0025, softplus(3) = 3.0486
+    params["b_enc"] = np.array([0.0, -6.0, 3.0], np.float32)
+    full = np.log1p(np.exp([0.0, -6.0, 3.0]))
+    np.testing.assert_allclose(dictionary.encode(params, X)[0], full * [1, 0, 1], rtol=1e-6)
+    batch = Batch(X, X, np.ones(2, np.float32))
+    losses = dictionary.loss(params, batch, context(0.5))
+    np.testing.assert_allclose(losses.terms["l1"], 0.5 * full.sum(), rtol=1e-6)
+    np.testing.assert_array_equal(losses.fired, [2, 0, 2])
+    # A silent feature still learns.
+    assert dictionary.value_and_grad(params, batch, context(0.5))[2]["b_enc"][1] != 0
+
+
+def test_a_scaled_encoder_starts_below_the_variance():
+    x = jnp.array(np.random.default_rng(0).normal(size=(512, 32)), jnp.float32)
+
+    def fvu(scale):
+        dictionary = L1(expansion=8, encoder_scale=scale).sized(32)
+        params = dictionary.init(jax.random.key(0))
+        np.testing.assert_allclose(np.linalg.norm(params["W_enc"], axis=0), scale, rtol=1e-5)
+        return float(jnp.sum((dictionary.decode(params, dictionary.encode(params, x)) - x) ** 2) / jnp.sum(x**2))
+
+    assert fvu(1.0) > 5
+    assert fvu(1 / 8) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"activation": "tanh"}, "--activation"),
+        ({"decoder_norm": 0.0}, "--decoder-norm"),
+        ({"decoder_norm": 0.1}, "--norm-weighted"),
+        ({"encoder_scale": -1.0}, "--encoder-scale"),
+    ],
+)
+def test_impossible_choices_are_refused(options, flag):
+    with pytest.raises(InputError, match=flag):
+        L1(**options)

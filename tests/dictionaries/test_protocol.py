@@ -60,6 +60,7 @@ def context(dictionary, scale=1.0, step=3):
         age=jnp.zeros(N, jnp.int32),
         key=jax.random.key(2),
         step=jnp.int32(step),
+        dead_window=jnp.int32(1000),
     )
 
 
@@ -193,7 +194,7 @@ def test_other_coefficients_compile_nothing_new(dictionary, params, batch):
         value, losses, grads = dictionary.value_and_grad(params, batch, context)
         return value, losses, dictionary.tangent(params, grads) if grads else grads
 
-    values = [step(params, batch, context(dictionary, scale, i))[0] for i, scale in enumerate((1.0, 0.0, 2.5))]
+    values = [step(params, batch, context(dictionary, scale, i))[0] for i, scale in enumerate((1.0, 0.0, 0.5))]
     assert len(traced) == 1
     if dictionary.coefficients:
         assert len({float(value) for value in values}) == 3

@@ -1,5 +1,6 @@
 """The whole experiment on a tiny model: what it leaves behind, what it refuses, killing it and resuming it."""
 
+import dataclasses
 import json
 import os
 import random
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file
 
 from experiments import command, contexts, train_sae
 from experiments.train_sae import Flags
-from sparse_jax.dictionaries import L1, load, read_card
+from sparse_jax.dictionaries import DICTIONARIES, L1, load, read_card
 from sparse_jax.errors import InputError
 from tests.experiments.conftest import write_model
 
@@ -47,8 +48,8 @@ def as_arguments(given: Flags) -> list[str]:
         option = name.replace("_", "-")
         if isinstance(value, bool):
             arguments.append(f"--{option}" if value else f"--no-{option}")
-        elif value is not None:
-            arguments += [f"--{option}", str(value)]
+        elif value is not None and value != ():
+            arguments += [f"--{option}", *map(str, value if isinstance(value, tuple) else (value,))]
     return [*arguments, "l1", "--expansion", "2", "--l1", "0.5"]
 
 
@@ -73,6 +74,42 @@ def finished(model, text, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
     assert train_sae.main(flags(model, text, out)) == 0
     return out
+
+
+KINDS = ("l1", "lp", "gated", "jump-relu", "topk", "batch-topk", "matryoshka", "multi-topk", "matching-pursuit")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_architecture_trains_is_saved_and_read_again(kind, model, text, tmp_path, capsys):
+    """With features started again half-way, and L0 held where there is a coefficient to move."""
+    architecture = DICTIONARIES[kind]
+    k = {"k": 4} if "k" in architecture.__dataclass_fields__ else {}
+    held = {} if k else {"target_l0": 6.0}
+    given = dataclasses.replace(
+        flags(model, text, tmp_path / "run", resample_at=(0.5,), dead_window=200, **held),
+        dictionary=architecture(expansion=2, **k),
+    )
+    assert train_sae.main(given) == 0
+    final = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert final["dictionary"] == kind
+    assert np.isfinite([final["fvu"], final["l0"], final["ce_increase"]]).all()
+    assert final["l0"] > 0
+    trained = load(tmp_path / "run")
+    assert trained.dictionary.kind == kind
+    events = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if "resampled" in event] == [32]
+    assert any("coefficient" in event for event in events) == bool(held)
+    assert contexts.train_flags(tmp_path / "run") == given_as_resolved(given)
+    assert "<svg" in (tmp_path / "run" / "report.html").read_text()
+
+
+def given_as_resolved(given: Flags) -> Flags:
+    return dataclasses.replace(given, bos="none")
+
+
+def test_the_kinds_are_those_that_can_be_trained():
+    assert set(KINDS) == set(DICTIONARIES) - {"pca", "neurons", "random"}
 
 
 @pytest.mark.slow

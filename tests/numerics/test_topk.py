@@ -9,6 +9,7 @@ import pytest
 from hypothesis.extra import numpy as arrays
 
 from sparse_jax.numerics import keep_top_k
+from sparse_jax.numerics.topk import batch_top_k_mask, top_k_mask
 
 # Few distinct values, so that ties are common.
 VALUES = st.sampled_from([-3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0])
@@ -39,3 +40,38 @@ def test_the_gradient_reaches_only_what_was_kept():
     x = jnp.array([[1.0, -5.0, 3.0], [4.0, 2.0, 0.5]])
     grad = jax.grad(lambda x: jnp.sum(keep_top_k(x, 1) * jnp.array([[10.0, 20.0, 30.0]])))(x)
     np.testing.assert_array_equal(grad, [[0, 20, 0], [10, 0, 0]])
+
+
+def mask_reference(x, count):
+    """Positions of the `count` largest of a vector, ties to the lower index."""
+    kept = np.zeros(len(x), bool)
+    kept[sorted(range(len(x)), key=lambda i: (-x[i], i))[:count]] = True
+    return kept
+
+
+by_row = jax.jit(top_k_mask, static_argnums=1)
+over_the_batch = jax.jit(batch_top_k_mask, static_argnums=1)
+
+
+@hypothesis.given(x=arrays.arrays(np.float32, (3, 8), elements=VALUES), k_now=st.integers(0, 5))
+@hypothesis.settings(deadline=None, max_examples=40)
+def test_masks_equal_a_sort_with_ties_to_the_lower_index(x, k_now):
+    np.testing.assert_array_equal(by_row(x, 5, k_now), [mask_reference(row, k_now) for row in x])
+    np.testing.assert_array_equal(by_row(x, 5), [mask_reference(row, 5) for row in x])
+    count = 4 * k_now
+    np.testing.assert_array_equal(over_the_batch(x, 20, count), mask_reference(x.ravel(), count).reshape(3, 8))
+
+
+def test_masks_of_everything():
+    x = jnp.array([[1.0, -5.0, 3.0], [4.0, 2.0, 0.5]])
+    assert by_row(x, 3).all()
+    assert by_row(x, 30).all()
+    assert over_the_batch(x, 99, 99).all()
+    assert not by_row(x, 3, 0).any()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_masks_take_other_dtypes(dtype):
+    x = jnp.array([[1.0, -5.0, 3.0], [4.0, 2.0, 0.5]], dtype)
+    np.testing.assert_array_equal(by_row(x, 1), [[0, 0, 1], [1, 0, 0]])
+    np.testing.assert_array_equal(over_the_batch(x, 2, 2), [[0, 0, 1], [1, 0, 0]])

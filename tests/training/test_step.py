@@ -1,5 +1,7 @@
 """The step: one compilation, donated state, ages, rows seen, schedules; it learns."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,12 @@ import pytest
 
 from sparse_jax.activations import Normaliser
 from sparse_jax.dictionaries import L1
+from sparse_jax.dictionaries.protocol import HELD, Ramp
 from sparse_jax.errors import InputError
 from sparse_jax.training import Schedule, adam, init_state, make_step, total_rows
-from sparse_jax.training.schedules import coefficient, learning_rate
+from sparse_jax.training.schedules import coefficients, learning_rate
 from sparse_jax.training.state import count_rows
+from sparse_jax.training.step import rate_of
 
 D = 16
 
@@ -105,10 +109,55 @@ def test_schedules_are_shares_of_the_run():
     assert rate[0] == pytest.approx(0.1)
     assert rate[9] == rate[50] == rate[80] == 1.0
     assert rate[99] == pytest.approx(0.05)
-    ramp = [float(coefficient(schedule, 100)(step)) for step in range(100)]
-    assert ramp[0] == pytest.approx(0.02)
-    assert ramp[48] < 1.0
-    assert ramp[49] == ramp[99] == 1.0
+    ramp = [float(coefficients(L1(l1=2.0), schedule, 100)(step)["l1"]) for step in range(100)]
+    assert ramp[0] == pytest.approx(0.04)
+    assert ramp[48] < 2.0
+    assert ramp[49] == ramp[99] == 2.0
+
+
+@dataclass(frozen=True)
+class Ramps(L1):
+    """Three coefficients, each on another ramp."""
+
+    @property
+    def coefficients(self):
+        return {"k": 32.0, "p": 0.25, "l1": 1.0}
+
+    @property
+    def ramps(self):
+        return {"k": HELD, "p": Ramp(1.0, begin=0.2, end=0.6)}
+
+
+def test_coefficients_come_to_their_values_on_ramps_of_their_own():
+    at = coefficients(Ramps(), Schedule(coefficient_warmup=0.1), 100)
+    values = {name: [float(at(step)[name]) for step in range(100)] for name in ("k", "p", "l1")}
+    assert set(values["k"]) == {32.0}
+    assert values["p"][:20] == [1.0] * 20
+    assert values["p"][20] == pytest.approx(1 - 0.75 / 40)
+    assert values["p"][39] == pytest.approx(1 - 0.75 / 2)
+    np.testing.assert_allclose(values["p"][59:], 0.25, rtol=1e-6)
+    np.testing.assert_allclose(values["l1"][:10], np.arange(1, 11) / 10, rtol=1e-6)
+
+
+@dataclass(frozen=True)
+class Groups(L1):
+    """Biases in a group of their own."""
+
+    @property
+    def labels(self):
+        return {"b_enc": "bias"}
+
+    @property
+    def group_factors(self):
+        return {"bias": 3.0}
+
+
+def test_learning_rates_of_groups():
+    optimisation = adam(0.1)
+    assert rate_of(Groups(), "W_enc", optimisation) == 0.1
+    assert rate_of(Groups(), "b_enc", optimisation) == pytest.approx(0.3)
+    assert rate_of(Groups(), "b_enc", optimisation._replace(group_rates={"bias": 0.7})) == 0.7
+    assert rate_of(L1(), "b_enc", optimisation) == 0.1
 
 
 @pytest.mark.parametrize("fields", [{"lr_warmup": -0.1}, {"lr_decay": 1.5}, {"lr_warmup": 0.6, "lr_decay": 0.6}])
