@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PEERS ?= .venv-peers
 # Compiled programs are kept between runs and clones: the second run of anything starts faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/sparse_jax/jax
 
-.PHONY: demo test test-fast test-long lint bench-env clean
+.PHONY: demo test test-fast test-long test-peers lint bench-env clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +32,17 @@ test-fast: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 -m "not slow and not long and not torch and not browser"
 
 bench-env: $(VENV)/.bench-ready
+
+# The peers' own classes, in an environment of their own: they pin much. torchvision, which one of them asks for, does not
+# fit the CPU build of torch, and then nothing of theirs can be imported.
+$(PEERS)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" torch sae-lens dictionary-learning
+	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision
+	touch $@
+
+test-peers: $(PEERS)/.ready
+	$(PEERS)/bin/python -m pytest tests/formats/test_peers.py
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -20,6 +20,13 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_programs_are_dropped():
+    """Linux lets a process map 65,530 pieces of memory; thousands of compiled programs reach that, and it crashes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def shared() -> Path:
     """The folder of data that is not part of the project; the test is skipped where it is absent."""

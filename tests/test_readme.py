@@ -11,6 +11,7 @@ from sparse_jax.activations.normalise import Normaliser
 from sparse_jax.dictionaries import L1, Normalised, save
 
 README = Path(__file__).parents[1] / "README.md"
+PROVENANCE = {"model": "novel-neox", "revision": None, "site": "resid_post.3", "context": 256, "bos": "none"}
 # These need the network and eight devices.
 NOT_RUN = ("meta-llama/",)
 
@@ -19,7 +20,7 @@ NOT_RUN = ("meta-llama/",)
 def test_every_example_runs(tmp_path, monkeypatch):
     dictionary = L1().sized(256, compute_dtype="float32")
     trained = Normalised(dictionary, dictionary.init(jax.random.key(0)), Normaliser(jnp.zeros(256), jnp.ones(())))
-    save(tmp_path / "runs" / "demo" / "dictionaries" / "resid_post.3", trained, {})
+    save(tmp_path / "runs" / "demo" / "dictionaries" / "resid_post.3", trained, PROVENANCE)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     examples = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf8"), re.DOTALL)
