@@ -28,6 +28,7 @@ from sparse_jax.training import (
     total_rows,
 )
 from sparse_jax.training.loop import run as take_steps
+from sparse_jax.training.step import check_target
 
 # What a floor is told of in `metrics.json`.
 FLOOR_FIGURES = ("fvu", "l0", "ce_spliced", "ce_increase", "ce_recovered", "ce_recovered_mean", "kl", "shrinkage")
@@ -41,7 +42,8 @@ def run(flags: Flags) -> int:
     if flags.compute_dtype == "auto":  # config.json says what it came to: a resumed run must not choose anew
         flags = dataclasses.replace(flags, compute_dtype=fast_dtype())
     check_numbers(flags)
-    Resampling(flags.resample_at), SparsityTarget(flags.target_l0)  # what cannot be is told before anything is loaded
+    Resampling(flags.resample_at)  # what cannot be is told before anything is loaded or removed
+    check_target(flags.dictionary, SparsityTarget(flags.target_l0))
     earlier = run_folder.prepare(flags.out, resume=flags.resume, overwrite=flags.overwrite)
     flags = resolve_bos(flags)
     if earlier is not None:

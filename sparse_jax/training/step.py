@@ -62,12 +62,8 @@ def make_step(
     Metrics are scalars on the device: loss, each term, fvu of the batch (normalised units), l0, dead (share),
     grad_norm, learning_rate, and with a target the coefficient that holds it.
     """
+    check_target(dictionary, target)
     moved_by_control = dictionary.sparsity_coefficient if target.l0 is not None else None
-    if target.l0 is not None and moved_by_control is None:
-        raise InputError(
-            f"--target-l0 {target.l0}: a {dictionary.kind} dictionary has no sparsity coefficient to move; "
-            "its L0 is set by its own flags"
-        )
     rate_at, coefficients_at = learning_rate(schedule, total_steps), coefficients(dictionary, schedule, total_steps)
 
     def step(state: TrainState, x: jax.Array, weight: jax.Array) -> tuple[TrainState, dict]:
@@ -118,6 +114,15 @@ def make_step(
         return state, metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def check_target(dictionary: Dictionary, target: SparsityTarget) -> None:
+    """Raises InputError for a target where the dictionary has no sparsity coefficient that could be moved."""
+    if target.l0 is not None and dictionary.sparsity_coefficient is None:
+        raise InputError(
+            f"--target-l0 {target.l0}: a {dictionary.kind} dictionary has no sparsity coefficient to move; "
+            "its L0 is set by its own flags"
+        )
 
 
 def with_factor(values: dict[str, jax.Array], name: str | None, log_factor: jax.Array) -> dict[str, jax.Array]:
