@@ -1,0 +1,166 @@
+"""The peers' own trainers, driven by `benchmarks.quality_peers`: they learn, repeat, and what comes out is theirs."""
+
+import warnings
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.quality_trial import ARCHITECTURES, BATCH, Trial, WithinAQuarter
+from sparse_jax.errors import InputError
+
+pytestmark = pytest.mark.torch
+
+WIDTH, N, STEPS, K = 16, 64, 32, 4
+LIBRARIES = ("dictionary_learning",)
+# What each must scale in a run of 32 steps.
+SCALED = {
+    "dictionary_learning": {
+        "standard": {"warmup_steps", "sparsity_warmup_steps"},
+        "gated": {"warmup_steps", "sparsity_warmup_steps"},
+        "jump-relu": {"warmup_steps", "sparsity_warmup_steps"},
+        **dict.fromkeys(
+            ("topk", "batch-topk", "matryoshka"),
+            {"warmup_steps", "threshold_start_step", "1 - threshold_beta", "dead_feature_threshold"},
+        ),
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def peers():
+    """The module under test; what the libraries warn of while they are imported is their own affair."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in LIBRARIES:
+            pytest.importorskip(f"benchmarks.quality_{name}", exc_type=ImportError)
+        return pytest.importorskip("benchmarks.quality_peers")
+
+
+def _stream(n_batches=8):
+    """Sums of a few of 32 directions, beside a mean, in raw units far from 1."""
+    generator = np.random.default_rng(0)
+    directions = generator.normal(size=(32, WIDTH))
+    rows = n_batches * BATCH
+    codes = generator.exponential(size=(rows, 32)) * (generator.random((rows, 32)) < 0.1)
+    return (3 * (codes @ directions + generator.normal(size=WIDTH))).astype(np.float32)
+
+
+STREAM = _stream()
+
+
+def batch_of(step):
+    start = step * BATCH % len(STREAM)
+    return STREAM[start : start + BATCH]
+
+
+def train(peers, library, architecture, steps=STEPS, seed=0, learning_rate=1e-2):
+    sparsity = K if (library, architecture) in peers.SPARSITY_IS_L0 else peers.FIRST_SPARSITY[library, architecture]
+    norms = np.linalg.norm(STREAM, axis=1)
+    return peers.train(
+        Trial(library, architecture, learning_rate, float(sparsity), steps, seed),
+        batch_of,
+        width=WIDTH,
+        n_features=N,
+        mean=STREAM.mean(axis=0),
+        mean_norm=float(norms.mean()),
+        mean_square=float(np.mean(norms**2)),
+    )
+
+
+def fvu(trained):
+    error = STREAM - np.asarray(trained.reconstruct(jnp.array(STREAM)))
+    return np.sum(error**2) / np.sum((STREAM - STREAM.mean(axis=0)) ** 2)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_it_learns_and_repeats(peers, library, architecture):
+    """A learning rate of next to nothing shows the start."""
+    out, start = (train(peers, library, architecture, learning_rate=rate) for rate in (1e-2, 1e-9))
+    assert fvu(out.trained) < 0.9 * fvu(start.trained)
+    assert set(out.scaled) == SCALED[library][architecture]
+    assert out.seconds > 0
+    assert np.asarray(out.trained.normaliser.centre).tolist() == [0] * WIDTH
+    again, other = train(peers, library, architecture), train(peers, library, architecture, seed=1)
+    for name, value in out.trained.params.items():
+        np.testing.assert_array_equal(value, again.trained.params[name])
+    assert np.any(out.trained.params["W_dec"] != other.trained.params["W_dec"])
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_l0_is_what_was_asked_for(peers, library):
+    for architecture in ("topk", "batch-topk", "matryoshka"):
+        codes = np.asarray(train(peers, library, architecture, steps=128).trained.encode(jnp.array(STREAM)))
+        assert 0.7 * K < np.count_nonzero(codes) / len(codes) < 1.4 * K
+
+
+def test_dictionary_learning_is_as_by_its_train_sae(peers, monkeypatch):
+    """The same weights as from `trainSAE`, the norm of activations being given to both."""
+    training = pytest.importorskip("dictionary_learning.training", exc_type=ImportError)
+    from benchmarks import quality_dictionary_learning as driven
+
+    torch = pytest.importorskip("torch")
+    ours = train(peers, "dictionary_learning", "batch-topk")
+    trial, caught = Trial("dictionary_learning", "batch-topk", 1e-2, K, STEPS, 0), {}
+
+    def caught_trainer():
+        caught["trainer"], _ = driven.trainer(trial, WIDTH, N, WithinAQuarter(STEPS))
+        return caught["trainer"]
+
+    scale = float(np.sqrt(np.mean(np.sum(STREAM**2, axis=1))))
+    monkeypatch.setattr(training, "get_norm_factor", lambda data, steps: scale)
+    data = [torch.tensor(batch_of(step)) for step in range(STEPS)]
+    training.trainSAE(data, [{"trainer": caught_trainer}], STEPS, normalize_activations=True, device="cpu")
+    theirs = caught["trainer"].ae
+    assert float(theirs.threshold) == pytest.approx(scale * float(ours.trained.params["threshold"]), rel=1e-6)
+    np.testing.assert_allclose(theirs.encoder.weight.detach().numpy().T, ours.trained.params["W_enc"], rtol=1e-5)
+
+
+def test_what_a_run_has_room_for_is_left_alone():
+    within = WithinAQuarter(4000)
+    assert within.in_steps("warm-up", 1000) == 1000
+    assert within.in_tokens("window", 1_000_000) == 1_000_000
+    assert within.newest_weight("average", 0.001) == 0.001
+    assert within.scaled == {}
+    assert within.in_tokens("window", 10_000_000) == 1_024_000
+    assert within.in_steps("warm-up", 2000) == 1000
+    assert within.newest_weight("average", 0.0005) == 0.001
+    assert within.scaled == {
+        "window": "10000000 -> 1024000 tokens",
+        "warm-up": "2000 -> 1000 steps",
+        "average": "0.0005 -> 0.001 (an average over 2000 -> 1000 steps)",
+    }
+
+
+def test_a_wrong_conversion_is_refused(peers):
+    """One feature's bias, a rescaled decoder, and a threshold that moves many codes."""
+    out = train(peers, "dictionary_learning", "batch-topk")
+    x = batch_of(0)
+    codes, x_hat = np.asarray(out.trained.encode(x)), np.asarray(out.trained.reconstruct(x))
+    peers.check(out.trained, x, 2 * codes, x_hat, unit=2.0)
+    loudest = int(np.argmax(codes.sum(axis=0)))
+    for name, change in (
+        ("b_enc", lambda value: value.at[loudest].add(0.01)),
+        ("W_dec", lambda value: 1.001 * value),
+        ("threshold", lambda value: 1.2 * value),
+    ):
+        broken = type(out.trained)(
+            out.trained.dictionary,
+            {**out.trained.params, name: change(out.trained.params[name])},
+            out.trained.normaliser,
+        )
+        with pytest.raises(RuntimeError, match="not the library's dictionary"):
+            peers.check(broken, x, codes, x_hat, unit=1.0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"library": "sklearn"}, {"architecture": "pca"}, {"steps": 3}, {"library": "sparse_jax"}]
+)
+def test_errors_say_what_to_do(peers, wrong):
+    given = {"library": "saelens", "architecture": "topk", "steps": 32} | wrong
+    with pytest.raises(InputError, match="choose|at least"):
+        peers.train(
+            Trial(learning_rate=1e-3, sparsity=4, seed=0, **given), batch_of,
+            width=WIDTH, n_features=N, mean=STREAM.mean(axis=0), mean_norm=1.0, mean_square=1.0,
+        )  # fmt: skip
