@@ -67,9 +67,18 @@ def train(
         ae, seconds, told = peer.fit(trial, batch_of, width, n_features, scale, within)
         dictionary, params = peer.converted(trial, ae)
         trained = normalised(dictionary, params, scale)
-        theirs = peer.inference(ae, batch_of(0), scale)
         # Their codes are in raw units once the scale is folded into biases.
-        check(trained, batch_of(0), *theirs, unit=scale)
+        check(trained, batch_of(0), *peer.inference(ae, batch_of(0), scale), unit=scale)
+    elif trial.library == "saelens":
+        from benchmarks import quality_saelens as peer
+
+        made, seconds, told = peer.fit(trial, batch_of, width, n_features, mean_norm, within)
+        trained = peer.converted(made)
+        scale = float(trained.normaliser.scale)
+        # Once the scale is folded into the weights, codes are as before where decoder rows carry the raw unit; the
+        # TopK family rescales codes by the norms of decoder rows, so that codes carry it.
+        unit = scale if trial.architecture in ("topk", "batch-topk", "matryoshka") else 1.0
+        check(trained, batch_of(0), *peer.inference(made, batch_of(0)), unit=unit)
     else:
         raise InputError(f"no peer is called {trial.library!r}: choose saelens or dictionary_learning")
     return Trained(trained, seconds, within.scaled, {"told": told, "scale": scale})
