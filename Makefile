@@ -42,7 +42,7 @@ $(PEERS)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 test-peers: $(PEERS)/.ready
-	$(PEERS)/bin/python -m pytest tests/formats/test_peers.py
+	$(PEERS)/bin/python -m pytest tests/formats/test_peers.py tests/benchmarks/test_quality_peers.py
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

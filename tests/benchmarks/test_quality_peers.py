@@ -154,6 +154,40 @@ def scaled_b_dec(trained):
     return np.asarray(trained.params["b_dec"]) * float(trained.normaliser.scale)
 
 
+def test_windows_and_schedules_reach_the_trainers(peers):
+    """A quarter of the run is 8 steps; the learning rate ends at 0, by way of a half amid the last fifth."""
+    from benchmarks import quality_dictionary_learning, quality_saelens
+
+    steps = 32
+    for architecture in ARCHITECTURES:
+        trial = Trial("dictionary_learning", architecture, 1e-2, K, steps, 0)
+        made, _ = quality_dictionary_learning.trainer(trial, WIDTH, N, WithinAQuarter(steps))
+        rate = made.scheduler.lr_lambdas[0]
+        # decay_start is int(0.8 * 32) = 25.
+        assert [rate(step) for step in (0, 4, 8, 24, 29, steps)] == [0, 0.5, 1, 1, 3 / 7, 0]
+        if architecture in ("topk", "batch-topk", "matryoshka"):
+            assert (made.dead_feature_threshold, made.threshold_start_step) == (8 * BATCH, 8)
+            assert made.threshold_beta == 1 - 1 / 8
+        else:
+            assert (made.sparsity_warmup_fn(4), made.sparsity_warmup_fn(8)) == (0.5, 1)
+
+    for architecture in ARCHITECTURES:
+        trial = Trial("saelens", architecture, 1e-2, K, steps, 0)
+        made, _ = quality_saelens.trainer(trial, WIDTH, N, 1.0, WithinAQuarter(steps))
+        assert made.cfg.dead_feature_window == 8
+        assert made.cfg.total_training_steps == steps
+        made.optimizer.step()
+        rates = []
+        for _ in range(steps):
+            rates.append(made.lr_scheduler.get_last_lr()[0] / 1e-2)
+            made.lr_scheduler.step()
+        np.testing.assert_allclose([rates[0], rates[25], rates[29]], [1, 1, 0.5], rtol=1e-6)
+        assert made.lr_scheduler.get_last_lr() == [pytest.approx(0, abs=1e-9)]
+        warm_up = {name: scheduler.warm_up_steps for name, scheduler in made.coefficient_schedulers.items()}
+        due = {"standard": {"l1": 1}, "gated": {"l1": 1}, "jump-relu": {"l0": steps}}
+        assert warm_up == due.get(architecture, {})
+
+
 def test_what_a_run_has_room_for_is_left_alone():
     within = WithinAQuarter(4000)
     assert within.in_steps("warm-up", 1000) == 1000
