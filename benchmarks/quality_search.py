@@ -1,0 +1,86 @@
+"""How a trainer is brought to L0 = 32 with a fixed budget, the same for every library.
+
+Near a wished L0, log L0 and log FVU are close to straight lines in the logarithm of a sparsity coefficient. For each
+learning rate there are three trials: at the first guess; where L0 = 32 is expected, one octave of the coefficient for
+one of L0; and on the other side of 32, by the line through the first two. Where the knob is L0 itself, one trial does.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+TARGET_L0 = 32.0
+# The third trial aims this far beyond the target, so that the three bracket it.
+BEYOND = 1.25
+# No trial's knob is further than this factor from the one before.
+FARTHEST = 8.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """A trial and what it gave: the knob, L0 and FVU on validation activations."""
+
+    sparsity: float
+    l0: float
+    fvu: float
+
+
+def next_sparsity(points: Sequence[Point]) -> float:
+    """The knob of the next trial (the second or the third)."""
+    last = points[-1]
+    # A larger coefficient gives a smaller L0, about inversely; the line through two trials says it better.
+    slope = -1.0
+    if len(points) == 2:
+        run = math.log(points[1].sparsity / points[0].sparsity)
+        rise = math.log(max(points[1].l0, 0.1) / max(points[0].l0, 0.1))
+        slope = min(-0.2, rise / run) if run else -1.0
+    aim = TARGET_L0
+    if len(points) == 2:
+        above = [point.l0 > TARGET_L0 for point in points]
+        if above[0] == above[1]:
+            aim = TARGET_L0 / BEYOND if above[0] else TARGET_L0 * BEYOND
+    step = math.log(aim / max(last.l0, 0.1)) / slope
+    bound = math.log(FARTHEST)
+    return last.sparsity * math.exp(min(bound, max(-bound, step)))
+
+
+def search(trial: Callable[[float], Point], first: float, is_l0: bool) -> list[Point]:
+    """The trials of one learning rate."""
+    points = [trial(first)]
+    while not is_l0 and len(points) < 3:
+        points.append(trial(next_sparsity(points)))
+    return points
+
+
+def exponent(points: Sequence[Point]) -> float | None:
+    """s in FVU ~ L0^-s through the trials; None where they do not differ in L0 by a tenth."""
+    x, y = np.log([max(p.l0, 0.1) for p in points]), np.log([p.fvu for p in points])
+    if np.ptp(x) < 0.1:
+        return None
+    return float(-np.polyfit(x, y, 1)[0])
+
+
+def at_target(l0: float, fvu: float, s: float) -> float:
+    """FVU moved along FVU ~ L0^-s to L0 = 32."""
+    return fvu * (l0 / TARGET_L0) ** s
+
+
+def best_sparsity(points: Sequence[Point]) -> float:
+    """The knob at which L0 = 32 is expected: on the line through the two trials nearest to it, in logarithms."""
+    if len(points) == 1:
+        return points[0].sparsity
+    a, b = sorted(points, key=lambda p: abs(math.log(max(p.l0, 0.1) / TARGET_L0)))[:2]
+    run = math.log(max(b.l0, 0.1) / max(a.l0, 0.1))
+    if abs(run) < 1e-3:
+        return a.sparsity
+    share = math.log(TARGET_L0 / max(a.l0, 0.1)) / run
+    # Not further outside the two than they lie apart.
+    return a.sparsity * (b.sparsity / a.sparsity) ** min(2.0, max(-1.0, share))
+
+
+def score(points: Sequence[Point], s: float) -> float:
+    """FVU at L0 = 32 of the trial that came nearest."""
+    nearest = min(points, key=lambda p: abs(math.log(max(p.l0, 0.1) / TARGET_L0)))
+    return at_target(nearest.l0, nearest.fvu, s)
