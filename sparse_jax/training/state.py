@@ -45,7 +45,7 @@ def settings_for(dictionary: Dictionary, optimisation: "Optimisation", target_l0
 
 
 def _scalar(value) -> jax.Array:
-    return jnp.full((), value, jnp.float32)
+    return jnp.array(value, jnp.float32)  # a copy, also of an array: the step consumes its state
 
 
 @partial(

@@ -82,13 +82,14 @@ def test_what_the_settings_say_is_traced():
     assert step._cache_size() == 1
 
 
-def test_a_normaliser_serves_several_states():
-    shared = normaliser()
+def test_a_normaliser_and_settings_serve_several_states():
     dictionary, _, step = setup()
+    shared, settings = normaliser(), settings_for(dictionary, adam(1e-3))
     for seed in (0, 1):
-        state = init_state(dictionary, adam(1.0).transform, shared, seed, settings_for(dictionary, adam(1e-3)))
+        state = init_state(dictionary, adam(1.0).transform, shared, seed, settings)
         step(state, sparse_data(jax.random.key(0)), jnp.ones(512))
     assert float(shared.scale) == 2.0
+    assert float(settings.learning_rate) == pytest.approx(1e-3)
 
 
 def test_settings_for_another_dictionary_are_refused():
