@@ -23,6 +23,7 @@ from jax import lax
 
 from sparse_jax.dictionaries.protocol import Batch, Context, Losses, Params, firings, reconstruction_loss, register
 from sparse_jax.dictionaries.topk import TopK
+from sparse_jax.dictionaries.topk_gradient import batch_top_k_value_and_grad
 from sparse_jax.errors import InputError
 from sparse_jax.numerics.topk import batch_top_k_mask, top_k_mask
 
@@ -69,6 +70,11 @@ class BatchTopK(TopK):
         }
         frozen = {"threshold": self.moved_threshold(params["threshold"], codes, ctx)}
         return Losses(terms, y_hat, firings(codes, batch.weight), frozen)
+
+    def value_and_grad(self, params: Params, batch: Batch, ctx: Context) -> tuple[jax.Array, Losses, Params]:
+        if type(self).loss is not BatchTopK.loss:  # the gradient written by hand is that of this loss alone
+            return super().value_and_grad(params, batch, ctx)
+        return batch_top_k_value_and_grad(self, params, batch, ctx)
 
     def batch_codes(self, values: jax.Array, weight: jax.Array, ctx: Context) -> jax.Array:
         """Codes by the training rule; those of masked rows are zero.

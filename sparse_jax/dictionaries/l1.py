@@ -26,6 +26,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from sparse_jax.dictionaries import l1_gradient
 from sparse_jax.dictionaries.protocol import (
     Batch,
     Context,
@@ -100,6 +101,10 @@ class L1(UnitNormDecoder):
         """Codes as the loss has them: softplus' are never 0."""
         W_enc = params["W_dec"].T if self.tied else params["W_enc"]
         z = matmul(self.centred(params, x), W_enc, self.compute_dtype) + params["b_enc"]
+        return self.activated(z)
+
+    def activated(self, z: jax.Array) -> jax.Array:
+        """The activation function of pre-activations."""
         return jax.nn.relu(z) if self.activation == "relu" else jax.nn.softplus(z)
 
     def silenced(self, codes: jax.Array) -> jax.Array:
@@ -116,3 +121,8 @@ class L1(UnitNormDecoder):
         penalty = weighted_mean(jnp.sum(self.penalised(params, codes), axis=-1), batch.weight)
         terms = {"reconstruction": reconstruction_loss(y_hat, batch), "l1": ctx.coefficients["l1"] * penalty}
         return Losses(terms, y_hat, firings(self.silenced(codes), batch.weight), {})
+
+    def value_and_grad(self, params: Params, batch: Batch, ctx: Context) -> tuple[jax.Array, Losses, Params]:
+        if type(self).loss is not L1.loss:  # the gradient written by hand is that of this loss alone
+            return super().value_and_grad(params, batch, ctx)
+        return l1_gradient.value_and_grad(self, params, batch, ctx)

@@ -36,6 +36,7 @@ from sparse_jax.dictionaries.protocol import (
     reconstruction_loss,
     register,
 )
+from sparse_jax.dictionaries.topk_gradient import top_k_value_and_grad
 from sparse_jax.dictionaries.unit_norm import unit_norm_project, unit_norm_tangent
 from sparse_jax.errors import InputError
 from sparse_jax.numerics import matmul, safe_norm, unit_rows
@@ -159,6 +160,11 @@ class TopK(KSparse):
             "aux_k": self.aux_k_term(params, values, batch.target - y_hat, batch, ctx),
         }
         return Losses(terms, y_hat, firings(codes, batch.weight), {})
+
+    def value_and_grad(self, params: Params, batch: Batch, ctx: Context) -> tuple[jax.Array, Losses, Params]:
+        if type(self).loss is not TopK.loss:  # the gradient written by hand is that of this loss alone
+            return super().value_and_grad(params, batch, ctx)
+        return top_k_value_and_grad(self, params, batch, ctx, current_k(ctx))
 
     def aux_k_term(self, params: Params, values: jax.Array, error: jax.Array, batch: Batch, ctx: Context) -> jax.Array:
         """AuxK on `error [rows, d_out]`, from the pre-activations `values [rows, n_features]`."""

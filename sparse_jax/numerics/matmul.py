@@ -66,9 +66,36 @@ def _backward(compute_dtype, saved, g):
 def _transposed(a, compute_dtype):
     """The transpose, laid out in memory first where that is what makes the fast matrix units reachable."""
     a = a.astype(compute_dtype or a.dtype).T
-    if a.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
-        return with_layout_constraint(a, Layout((0, 1)))
-    return a
+    return _row_major(a) if a.dtype == jnp.bfloat16 else a
+
+
+def _row_major(a):
+    """The matrix laid out row by row in memory, on a CPU; elsewhere the compiler chooses."""
+    return with_layout_constraint(a, Layout((0, 1))) if jax.default_backend() == "cpu" else a
 
 
 matmul.defvjp(_forward, _backward)
+
+
+# Products for gradients written by hand: the operands come already rounded, the dtype of the answer is asked for.
+# XLA's CPU backend would turn a bfloat16 product whose answer is transposed later into one that it then refuses to run;
+# a layout for the answer prevents that.
+
+
+def product(a: jax.Array, b: jax.Array, out_dtype: DTypeLike) -> jax.Array:
+    """`a @ b` for `a [rows, m]` and `b [m, n]` of one dtype."""
+    return _laid_out(dot_general(a, b, (((1,), (0,)), ((), ())), preferred_element_type=out_dtype), a.dtype)
+
+
+def product_nt(a: jax.Array, b: jax.Array, out_dtype: DTypeLike) -> jax.Array:
+    """`a @ b.T` for `a [rows, m]` and `b [n, m]` of one dtype."""
+    return _laid_out(dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=out_dtype), a.dtype)
+
+
+def product_tn(a: jax.Array, b: jax.Array, out_dtype: DTypeLike) -> jax.Array:
+    """`a.T @ b` for `a [rows, m]` and `b [rows, n]` of one dtype; `a` is what gets transposed in memory, if need be."""
+    return product(_transposed(a, None), b, out_dtype)
+
+
+def _laid_out(answer, dtype):
+    return _row_major(answer) if dtype == jnp.bfloat16 else answer

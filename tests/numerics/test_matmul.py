@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sparse_jax.numerics import dot_general, matmul
+from sparse_jax.numerics.matmul import product, product_nt, product_tn
 
 
 def normal(seed, *shape, dtype=np.float32):
@@ -123,3 +124,28 @@ def test_dot_general_batched_bfloat16_in_many_layouts(left, right):
     assert (high.dtype, low.dtype) == (jnp.float32, jnp.bfloat16)
     np.testing.assert_allclose(high, expected, atol=1e-5)
     np.testing.assert_array_equal(low, high.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", [(64, 48, 80), (1, 33, 5), (7, 1, 3)])
+def test_products_of_rounded_operands_in_every_layout(shape, dtype):
+    """Compiled, and with the answer transposed: what XLA's CPU backend compiles and then refuses to run in bfloat16."""
+    rows, m, n = shape
+    a, b, c, d = (jnp.array(normal(i, *s), dtype) for i, s in enumerate([(rows, m), (m, n), (n, m), (rows, n)]))
+    forms = {
+        "nn": (lambda: product(a, b, jnp.float32), lambda a, b, c, d: a @ b),
+        "nt": (lambda: product_nt(a, c, jnp.float32), lambda a, b, c, d: a @ c.T),
+        "tn": (lambda: product_tn(a, d, jnp.float32), lambda a, b, c, d: a.T @ d),
+        "of a transpose": (lambda: product_nt(a, b.T, jnp.float32), lambda a, b, c, d: a @ b),
+    }
+    exact = [np.asarray(each, np.float64) for each in (a, b, c, d)]
+    for name, (form, expected) in forms.items():
+        made, transposed = form(), jax.jit(lambda form=form: form().T)()
+        assert made.dtype == transposed.dtype == jnp.float32
+        np.testing.assert_allclose(made, expected(*exact), atol=5e-5, err_msg=name)
+        np.testing.assert_allclose(transposed.T, expected(*exact), atol=5e-5, err_msg=name)
+
+
+def test_products_round_no_answer():
+    a, b = (jnp.array(normal(i, *s), jnp.bfloat16) for i, s in enumerate([(9, 40), (40, 6)]))
+    assert np.any(product(a, b, jnp.float32) != product(a, b, jnp.float32).astype(jnp.bfloat16).astype(jnp.float32))
