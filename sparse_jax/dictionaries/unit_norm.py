@@ -1,15 +1,15 @@
 """What L1, Gated and JumpReLU share: a linear decoder with rows of norm 1, and an encoder that starts as its transpose.
 
     x_hat = c W_dec + b_dec                rows of W_dec have norm 1
-    at the start: W_enc = encoder_scale * W_dec^T, all biases 0
+    at the start: W_enc = encoder_scale * W_dec^T with encoder_scale = min(1, d_in / n_features), all biases 0
 
 Without the constraint a penalty on the codes could be evaded: smaller codes, longer rows. Bricken et al. 2023 keep it
 by two steps around the optimiser: the part of a gradient along its row is removed, and rows are rescaled afterwards.
 
 The start. With encoder_scale 1 half of the n features fire on a row of x, and their overlapping directions add up to
 about n / (2 d) times x, plus noise: with n = 8 d the reconstruction has an FVU of about 13. Scaling the encoder by
-d / n starts near the best multiple, below an FVU of 1. Conerly et al. 2024 and SAELens start W_enc = W_dec^T, both with
-norms of about 0.1.
+d / n starts near the best multiple, below an FVU of 1. The norms of W_enc = W_dec^T at the start are 0.05 to 1 in
+Conerly et al. 2024, 0.1 in SAELens.
 """
 
 from dataclasses import dataclass
@@ -41,19 +41,17 @@ class UnitNormDecoder(Dictionary):
     Attributes:
         decoder_bias: learn b_dec.
         centring: subtract b_dec from the input before encoding.
-        encoder_scale: norm of the encoder's columns at the start, where the encoder has weights of its own; about
-            1 / expansion avoids an initial overshoot.
+        encoder_scale: norm of the encoder's columns at the start, where the encoder has weights of its own; 0 means
+            d_in / n_features.
     """
 
     decoder_bias: bool = True
     centring: bool = True
-    encoder_scale: float = 1.0
+    encoder_scale: float = 0.0
 
     def __post_init__(self):
-        if not self.encoder_scale > 0:
-            raise InputError(
-                f"--encoder-scale {self.encoder_scale}: give a positive number; features start silent at 0"
-            )
+        if not self.encoder_scale >= 0:
+            raise InputError(f"--encoder-scale {self.encoder_scale}: give a positive number, or 0 for d_in / n_features")
 
     @property
     def constrained(self) -> bool:
@@ -63,7 +61,8 @@ class UnitNormDecoder(Dictionary):
     def init_linear(self, key: jax.Array) -> Params:
         """W_dec with random unit rows, W_enc as its scaled transpose, and b_dec = 0 where there is one."""
         W_dec = unit_rows(jax.random.normal(key, (self.n_features, self.d_out), jnp.float32))
-        params = {"W_dec": W_dec, "W_enc": self.encoder_scale * W_dec.T}
+        scale = self.encoder_scale or min(1.0, self.d_in / self.n_features)
+        params = {"W_dec": W_dec, "W_enc": scale * W_dec.T}
         if self.decoder_bias:
             params["b_dec"] = jnp.zeros(self.d_out, jnp.float32)
         return params
