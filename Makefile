@@ -6,7 +6,7 @@ PEERS ?= .venv-peers
 # Compiled programs are kept between runs and clones: the second run of anything starts faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/sparse_jax/jax
 
-.PHONY: demo test test-fast test-long test-peers lint bench-env clean
+.PHONY: demo test test-fast test-long test-peers bench-peers lint bench-env clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +43,14 @@ $(PEERS)/.ready: pyproject.toml constraints.txt
 
 test-peers: $(PEERS)/.ready
 	$(PEERS)/bin/python -m pytest tests/formats/test_peers.py tests/benchmarks/test_quality_peers.py
+
+# One training step against the peers' own: ratios, a minute or two each. Large pages for every contestant.
+bench-peers: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
+bench-peers: $(PEERS)/.ready
+	$(PEERS)/bin/python -W ignore -m benchmarks.step_speed --architecture l1
+	$(PEERS)/bin/python -W ignore -m benchmarks.step_speed --architecture l1 --width 256 --batch 1024
+	$(PEERS)/bin/python -W ignore -m benchmarks.step_speed --architecture topk --width 256 --batch 1024
+	$(PEERS)/bin/python -W ignore -m benchmarks.step_speed --architecture topk --features 16384 --repeats 3
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -3,10 +3,10 @@
 Given which codes are active, the gradient is that of dense_gradient.py with f' = [c > 0]. Two forms of it:
 
     dense     codes as rows of n features; every product is a matrix product
-    sparse    codes as k values and indices: decoding gathers rows of W_dec, gradients scatter rows. The encoder is the
-              only matrix product left. For h only the k entries where f' = 1 are made.
+    sparse    codes as k values and indices: decoding gathers rows of W_dec, gradients scatter rows. The encoder is
+              the only matrix product left. For h only the k entries where f' = 1 are made.
 
-which of them is chosen by `sparse_is_faster`. BatchTopK selects over the whole batch, so it has no bound on the active
+`sparse_is_faster` chooses. BatchTopK selects over the whole batch, so it has no bound on the active
 features of a row, and is always dense.
 
 AuxK is rarely active and keeps its autodiff, down to the pre-activations and W_dec; those are computed once more where

@@ -1,7 +1,7 @@
 """Work on a batch in blocks of rows, so that what is made on the way fits a CPU's caches.
 
 Where a function of `[rows, n]` passes over several arrays of that size, memory and page faults take as long as the
-products: a training step in blocks of 512 rows took about half the time of one over 4,096 rows at once.
+products: the gradient of L1 in blocks of 512 rows took 0.6 of the time of one over 4,096 rows at once.
 """
 
 from collections.abc import Callable
