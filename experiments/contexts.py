@@ -57,7 +57,8 @@ def main(flags: Flags) -> int:
     if flags.count < 1 or flags.k < 1 or not 0 <= flags.at_least <= 1:
         raise InputError("--count and --k must be positive, --at-least a share from 0 to 1")
     trained_with = train_flags(flags.run)
-    data = load_data(trained_with).in_float32()
+    (data,) = load_data(trained_with, trained_with.site)
+    data = data.in_float32()
     trained = in_float32(load(flags.run))
     numbers = eval_rows(data, trained_with.eval_tokens)
     if flags.basis == "neurons":

@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable
 
 from experiments import command, run_folder
-from experiments.data import Data, check_numbers, load_data, resolve_bos
+from experiments.data import Data, check_numbers, check_positive, load_data, resolve_bos
 from experiments.measuring import measure
 from experiments.train_sae import Flags
 from experiments.train_sae_report import print_table, write_report
 from sparse_jax.activations import Block, Blocks, RememberedBlocks, Statistics, collect_statistics, fit_normaliser
 from sparse_jax.dictionaries import Dictionary, Normalised, save, to_json
+from sparse_jax.errors import InputError
 from sparse_jax.metrics import Evaluation
 from sparse_jax.numerics.allocator import keep_freed_memory
 from sparse_jax.numerics.precision import fast_dtype
@@ -42,13 +43,16 @@ def run(flags: Flags) -> int:
     if flags.compute_dtype == "auto":  # config.json says what it came to: a resumed run must not choose anew
         flags = dataclasses.replace(flags, compute_dtype=fast_dtype())
     check_numbers(flags)
+    check_positive(flags, "learning_rate")
+    if flags.report_features < 0 or (flags.order_seed or 0) < 0:
+        raise InputError("--report-features and --order-seed cannot be negative")
     Resampling(flags.resample_at)  # what cannot be is told before anything is loaded or removed
     check_target(flags.dictionary, SparsityTarget(flags.target_l0))
     earlier = run_folder.prepare(flags.out, resume=flags.resume, overwrite=flags.overwrite)
     flags = resolve_bos(flags)
     if earlier is not None:
         run_folder.check_same(earlier["flags"], run_folder.jsonable(flags), flags.out)
-    data = load_data(flags)
+    (data,) = load_data(flags, flags.site)
     if flags.overwrite:
         run_folder.clear(flags.out)
     dictionary = flags.dictionary.sized(data.width, compute_dtype=flags.compute_dtype)
@@ -97,7 +101,8 @@ def write_config(flags: Flags, data: Data, dictionary: Dictionary, pace: Pace) -
 
 def measure_activations(flags: Flags, data: Data) -> tuple[Statistics, RememberedBlocks]:
     """Statistics of the first training blocks (kept in the run folder), and the blocks with the mask they decide."""
-    every = Blocks(data.lm, data.train, data.site, flags.seed, flags.block_rows)
+    order = flags.seed if flags.order_seed is None else flags.order_seed
+    every = Blocks(data.lm, data.train, data.site, order, flags.block_rows)
     blocks = RememberedBlocks(every, data.width)  # training starts with the blocks that the statistics are made of
     path = flags.out / "statistics.npz"
     if flags.resume and path.exists():
