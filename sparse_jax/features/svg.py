@@ -10,6 +10,7 @@ Values that cannot be drawn (nan, infinities, zero or less on a log axis) leave 
 import html
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,7 @@ _STYLE = (
     ".sjc text{fill:var(--muted)}.sjc .h{fill:var(--ink);font-size:13px;font-weight:600}"
     ".sjc .g{stroke:var(--grid)}.sjc .a{stroke:var(--muted);stroke-opacity:.6}"
     ".sjc .l{fill:none;stroke-width:1.7;stroke-linejoin:round;stroke-linecap:round}"
+    ".sjc .e{fill:none;stroke-width:1.2}.sjc .m{stroke-width:1.4}.sjc .o{fill:none;stroke:var(--muted)}"
     + "".join(f".sjc .s{i}{{stroke:var(--s{i})}}.sjc .f{i}{{fill:var(--s{i})}}" for i in range(len(_LIGHT)))
     + "</style>"
 )
@@ -199,15 +201,19 @@ def _shorten(text: str, room: float, size: float = 11.0) -> str:
     return text if len(text) <= count else text[: count - 1] + "…"
 
 
-def _legend(names: list[str], width: float, top: float) -> tuple[str, float]:
-    """The names beside a sample of their lines, in as many rows as they need, and the y where the last row ends."""
+def _legend(names: list[str], width: float, top: float, sample: Callable | None = None) -> tuple[str, float]:
+    """The names beside a sample of their lines, in as many rows as they need, and the y where the last row ends.
+
+    `sample` gives a sample, 19 pixels wide, from a name's number and the x of its left end and the y of its middle.
+    """
+    sample = sample or (lambda i, x, y: f'<path class="l {_line(i)} d="M{x + 1:.1f} {y:.1f}h17"/>')
     out, x, y = [], 0.0, top
     for i, name in enumerate(names):
         shown = _shorten(name, width - 40)
         room = 24 + _text_width(shown) + 12
         if x > 0 and x + room > width:
             x, y = 0.0, y + 15
-        out.append(f'<path class="l {_line(i)} d="M{x + 1:.1f} {y + 7:.1f}h17"/>')
+        out.append(sample(i, x, y + 7))
         out.append(f'<text x="{x + 24:.1f}" y="{y + 11:.1f}">{escape(shown)}</text>')
         x += room
     return "".join(out), y + 20
