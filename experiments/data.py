@@ -70,19 +70,21 @@ class Data:
             "eval_tokens_available": self.evaluation.n_tokens,
         }
 
-    def summary(self) -> str:
-        """What is about to be done, in a few lines."""
-        flags, train, held = self.flags, self.train, self.evaluation
-        epochs = flags.tokens / train.n_tokens
-        passes = f"{epochs:.2f} of the text" if epochs <= 1 else f"{epochs:.2f} epochs: more than the text holds"
-        return (
-            f"model {flags.model}: {self.lm.config.n_layers} layers, d_model {self.lm.config.d_model}; "
-            f"site {self.site} of width {self.width}\n"
-            f"text {flags.text}: {train.n_tokens:,} tokens of {len(train.documents)} documents to train on; "
-            f"{flags.tokens:,} will be seen ({passes})\n"
-            f"held out: {held.n_tokens:,} tokens of {len(held.documents)} documents, "
-            f"{min(flags.eval_tokens, held.n_tokens):,} of them for evaluation"
-        )
+
+def summary(sites: list[Data]) -> str:
+    """What is about to be done with one model and text at one or several sites, in a few lines."""
+    data = sites[0]
+    flags, train, held, config = data.flags, data.train, data.evaluation, data.lm.config
+    epochs = flags.tokens / train.n_tokens
+    passes = f"{epochs:.2f} of the text" if epochs <= 1 else f"{epochs:.2f} epochs: more than the text holds"
+    return (
+        f"model {flags.model}: {config.n_layers} layers, d_model {config.d_model}; "
+        f"{', '.join(f'site {each.site} of width {each.width}' for each in sites)}\n"
+        f"text {flags.text}: {train.n_tokens:,} tokens of {len(train.documents)} documents to train on; "
+        f"{flags.tokens:,} will be seen ({passes})\n"
+        f"held out: {held.n_tokens:,} tokens of {len(held.documents)} documents, "
+        f"{min(flags.eval_tokens, held.n_tokens):,} of them for evaluation"
+    )
 
 
 def check_numbers(flags: Any) -> None:

@@ -61,7 +61,7 @@ def choices(flags: Flags) -> list[Choice]:
             dictionary = with_sparsity(dictionary, sparsity)
         width = f"n{dictionary.n_features}" if dictionary.n_features else f"{dictionary.expansion}x"
         wished = "target-l0" if flags.target_l0s else knob(flags.dictionary)
-        name = f"{wished}-{sparsity:g}_{width}_lr-{rate:g}_seed-{seed}"
+        name = f"{wished}-{sparsity:.12g}_{width}_lr-{rate:.12g}_seed-{seed}"
         made.append(Choice(site, dictionary, rate, sparsity, sparsity if flags.target_l0s else None, seed, name))
     return made
 

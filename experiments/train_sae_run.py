@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from experiments import command, run_folder
-from experiments.data import Data, check_numbers, check_positive, load_data, resolve_bos
+from experiments.data import Data, check_numbers, check_positive, load_data, resolve_bos, summary
 from experiments.measuring import measure
 from experiments.train_sae import Flags
 from experiments.train_sae_report import print_table, write_report
@@ -59,7 +59,7 @@ def run(flags: Flags) -> int:
     pace = make_pace(flags, data)
     if not flags.resume:
         write_config(flags, data, dictionary, pace)
-    print(data.summary(), flush=True)
+    print(summary([data]), flush=True)
     statistics, blocks = measure_activations(flags, data)
     training_started = time.perf_counter()
     state, tokens_here = train(flags, dictionary, blocks, statistics, pace)
@@ -71,7 +71,7 @@ def run(flags: Flags) -> int:
     tokens_trained = total_rows(state.rows_seen)
     save(flags.out / "dictionaries" / str(data.site), trained, provenance(flags, data, statistics, tokens_trained))
     evaluation, floors_k = measure(
-        data, trained, statistics, blocks, eval_tokens=flags.eval_tokens, seed=flags.seed, drop=flags.drop_outliers
+        data, trained, statistics, blocks[0], eval_tokens=flags.eval_tokens, seed=flags.seed, drop=flags.drop_outliers
     )
     final = final_figures(flags, data, dictionary, evaluation, tokens_trained, floors_k)
     final |= {

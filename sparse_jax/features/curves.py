@@ -105,7 +105,11 @@ def curve_chart(
 
     # Floors lie below, and what is faint below what is strong.
     order = sorted(shown, key=lambda curve: (not curve.floor, curve.strength))
-    body = legend + _axes(frame, x_axis, y_axis, x_label) + "".join(_drawn(curve, place, width) for curve in order)
+    body = (
+        legend
+        + _axes(frame, x_axis, y_axis, x_label, upright=True)
+        + "".join(_drawn(curve, place, width) for curve in order)
+    )
     return _document(title, " ".join(_described(curve) for curve in shown), y_label, body, width, height)
 
 
