@@ -20,16 +20,16 @@ from sparse_jax.training import (
     JsonLines,
     Pace,
     Resampling,
-    SparsityTarget,
     TrainState,
     adam,
+    check_target,
     init_state,
     make_resample,
     make_step,
+    settings_for,
     total_rows,
 )
 from sparse_jax.training.loop import run as take_steps
-from sparse_jax.training.step import check_target
 
 # What a floor is told of in `metrics.json`.
 FLOOR_FIGURES = ("fvu", "l0", "ce_spliced", "ce_increase", "ce_recovered", "ce_recovered_mean", "kl", "shrinkage")
@@ -47,7 +47,7 @@ def run(flags: Flags) -> int:
     if flags.report_features < 0 or (flags.order_seed or 0) < 0:
         raise InputError("--report-features and --order-seed cannot be negative")
     Resampling(flags.resample_at)  # what cannot be is told before anything is loaded or removed
-    check_target(flags.dictionary, SparsityTarget(flags.target_l0))
+    check_target(flags.dictionary, flags.target_l0)
     earlier = run_folder.prepare(flags.out, resume=flags.resume, overwrite=flags.overwrite)
     flags = resolve_bos(flags)
     if earlier is not None:
@@ -125,9 +125,10 @@ def train(
 
     optimisation = adam(flags.learning_rate)
     normaliser = fit_normaliser(flags.normalise, statistics.mean, statistics.variance)
-    state = init_state(dictionary, optimisation.transform, normaliser, flags.seed)
+    settings = settings_for(dictionary, optimisation, flags.target_l0)
+    state = init_state(dictionary, optimisation.transform, normaliser, flags.seed, settings)
     window = min(flags.dead_window, flags.tokens // 4)
-    step = make_step(dictionary, optimisation, flags.schedule, pace.total, window, SparsityTarget(flags.target_l0))
+    step = make_step(dictionary, optimisation, flags.schedule, pace.total, window)
     lines = JsonLines(flags.out / "metrics.jsonl")
     with Checkpoints(flags.out / "checkpoints") as checkpoints, command.StopRequest() as stop:
         if flags.resume and checkpoints.latest() is not None:

@@ -35,6 +35,11 @@ from sparse_jax.numerics import matmul, unit_rows
 class MatchingPursuit(KSparse):
     """Sparse autoencoder that chooses its k features one after the other (Costa et al. 2025)."""
 
+    @property
+    def coefficient_fields(self) -> dict[str, str]:
+        # The pursuit among dead features takes a static number of steps.
+        return {"aux_k": "aux_coefficient"}
+
     def init(self, key: jax.Array) -> Params:
         return {
             "W_dec": unit_rows(jax.random.normal(key, (self.n_features, self.d_out), jnp.float32)),

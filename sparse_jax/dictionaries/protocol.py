@@ -125,6 +125,11 @@ class Dictionary(ABC):
         return {}
 
     @property
+    def coefficient_fields(self) -> dict[str, str]:
+        """Coefficient -> the field that gives its value, for those that may change without a new compiled step."""
+        return {name: name for name in self.coefficients}
+
+    @property
     def ramps(self) -> dict[str, Ramp]:
         """Coefficient -> how it comes to its value, for those that are not warmed up from 0 by the run's schedule."""
         return {}

@@ -82,6 +82,10 @@ class KSparse(Dictionary):
         return {"k_now": float(self.k), "aux_k": self.aux_coefficient}
 
     @property
+    def coefficient_fields(self) -> dict[str, str]:
+        return {"k_now": "k", "aux_k": "aux_coefficient"}
+
+    @property
     def ramps(self) -> dict[str, Ramp]:
         falling = Ramp(float(self.anneal_from), 0.0, self.anneal) if self.anneal_from else HELD
         return {"k_now": falling, "aux_k": HELD}

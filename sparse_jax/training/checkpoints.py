@@ -69,6 +69,7 @@ def _storable(state: TrainState) -> dict[str, Any]:
         "normaliser": {"centre": state.normaliser.centre, "scale": state.normaliser.scale},
         "opt_state": dict(enumerate_leaves(state.opt_state)),
         "control": state.control._asdict(),
+        "settings": state.settings._asdict(),
     }
 
 
@@ -89,6 +90,7 @@ def _usable(stored: dict[str, Any], like: TrainState) -> TrainState:
             "key": jax.random.wrap_key_data(stored["key"]),
             "normaliser": type(like.normaliser)(**stored["normaliser"]),
             "control": type(like.control)(**stored["control"]),
+            "settings": type(like.settings)(**stored["settings"]),
             "opt_state": jax.tree.unflatten(jax.tree.structure(like.opt_state), leaves),
         }
     )

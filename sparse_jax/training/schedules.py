@@ -54,25 +54,23 @@ def learning_rate(schedule: Schedule, total_steps: int) -> Multiplier:
 
 def coefficients(
     dictionary: Dictionary, schedule: Schedule, total_steps: int
-) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    """step -> the dictionary's coefficients, each on its ramp."""
+) -> Callable[[jax.Array, dict[str, jax.Array]], dict[str, jax.Array]]:
+    """(step, peak values) -> the dictionary's coefficients, each on its ramp; ramps are static, values traced."""
     ramps = {name: dictionary.ramps.get(name, Ramp(0.0)) for name in dictionary.coefficients}
 
-    def at(step):
+    def at(step, peaks):
         step = jnp.asarray(step, jnp.float32)
-        return {
-            name: _on_ramp(ramps[name], value, schedule, total_steps, step)
-            for name, value in dictionary.coefficients.items()
-        }
+        return {name: _on_ramp(ramp, peaks[name], schedule, total_steps, step) for name, ramp in ramps.items()}
 
     return at
 
 
-def _on_ramp(ramp: Ramp, value: float, schedule: Schedule, total_steps: int, step: jax.Array) -> jax.Array:
+def _on_ramp(ramp: Ramp, peak: jax.Array, schedule: Schedule, total_steps: int, step: jax.Array) -> jax.Array:
+    peak = jnp.asarray(peak, jnp.float32)
     if ramp.start is None:
-        return jnp.full((), value, jnp.float32)
+        return peak
     first = round(ramp.begin * total_steps)
     length = max(1, round((schedule.coefficient_warmup if ramp.end is None else ramp.end) * total_steps) - first)
     # Step 0 of a warm-up has a part of the value already.
     share = jnp.clip((step + 1 - first) / length, 0.0, 1.0)
-    return ramp.start + share * (value - ramp.start)
+    return ramp.start + share * (peak - ramp.start)

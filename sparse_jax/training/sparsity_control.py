@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sparse_jax.dictionaries.protocol import Dictionary
 from sparse_jax.errors import InputError
 
 # The coefficient stays within this factor of where it began: past it nothing is to be gained.
@@ -23,29 +24,42 @@ MOST = 1e4
 
 
 @dataclass(frozen=True)
-class SparsityTarget:
-    """What L0 is to be held at, and how firmly.
+class Controller:
+    """How firmly L0 is held on its target (which is in the state: `Settings.target_l0`).
 
     Attributes:
-        l0: the wished mean number of active features; None: the coefficient stays as it is given.
         average: share of the run that the measured L0 is averaged over.
         integral: how far u moves over the whole run for a constant e of 1.
         proportional: how far u moves for a change of e by 1.
     """
 
-    l0: float | None = None
     average: float = 0.005
     integral: float = 25.0
     proportional: float = 0.3
 
     def __post_init__(self):
-        if self.l0 is not None and not self.l0 > 0:
-            raise InputError(f"--target-l0 {self.l0}: give a number above 0, or none")
         for name in ("average", "integral"):
             if not getattr(self, name) > 0:
-                raise InputError(f"{name} {getattr(self, name)} of a sparsity target: give a number above 0")
+                raise InputError(f"{name} {getattr(self, name)} of a sparsity controller: give a number above 0")
         if not self.proportional >= 0:
-            raise InputError(f"proportional {self.proportional} of a sparsity target: give 0 or more")
+            raise InputError(f"proportional {self.proportional} of a sparsity controller: give 0 or more")
+
+
+def check_target(dictionary: Dictionary, target_l0: float | None) -> None:
+    """Check that a dictionary can be held at an L0 (None: no wish).
+
+    Raises:
+        InputError: the target is not positive, or the dictionary has no sparsity coefficient that could be moved.
+    """
+    if target_l0 is None:
+        return
+    if not target_l0 > 0:
+        raise InputError(f"--target-l0 {target_l0}: give a number above 0, or none")
+    if dictionary.sparsity_coefficient is None:
+        raise InputError(
+            f"--target-l0 {target_l0}: a {dictionary.kind} dictionary has no sparsity coefficient to move; "
+            "its L0 is set by its own flags"
+        )
 
 
 class ControlState(NamedTuple):
@@ -69,27 +83,33 @@ def init_control() -> ControlState:
 
 
 def control(
-    state: ControlState, target: SparsityTarget, l0: jax.Array, active: jax.Array, total_steps: int
+    state: ControlState,
+    controller: Controller,
+    target_l0: jax.Array,
+    l0: jax.Array,
+    active: jax.Array,
+    total_steps: int,
 ) -> ControlState:
     """The state after a step.
 
     Args:
         state: before it.
-        target: what is wished.
+        controller: how firmly to hold.
+        target_l0: the wished L0; 0 or less: none, the coefficient stays as it is.
         l0: mean active features per row in this step.
         active: whether control has begun.
         total_steps: length of the run.
     """
-    keep = jnp.exp(-1.0 / jnp.maximum(target.average * total_steps, 1.0))
+    keep = jnp.exp(-1.0 / jnp.maximum(controller.average * total_steps, 1.0))
     average = jnp.where(state.l0 < 0, l0, keep * state.l0 + (1 - keep) * l0)
-    if target.l0 is None:
-        return state._replace(l0=average)
+    wished = target_l0 > 0
     # With no feature active at all the logarithm would be -inf; a tenth of a feature is as far below as it gets.
-    error = jnp.log(jnp.maximum(average, 0.1) / target.l0)
-    change = target.integral / total_steps * error + target.proportional * (error - state.error)
-    first = state.error == 0
-    moved = state.log_factor + jnp.where(first, target.integral / total_steps * error, change)
+    error = jnp.log(jnp.maximum(average, 0.1) / jnp.where(wished, target_l0, 1.0))
+    pull = controller.integral / total_steps * error
+    change = pull + controller.proportional * (error - state.error)
+    moved = state.log_factor + jnp.where(state.error == 0, pull, change)
     bound = math.log(MOST)
+    active = active & wished
     return ControlState(
         jnp.where(active, jnp.clip(moved, -bound, bound), state.log_factor), average, jnp.where(active, error, 0.0)
     )

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from sparse_jax.dictionaries.protocol import Batch, Context, Dictionary
-from sparse_jax.errors import InputError
+from sparse_jax.dictionaries.protocol import Batch, Context, Dictionary, Params
 from sparse_jax.training.schedules import Schedule, coefficients, learning_rate
-from sparse_jax.training.sparsity_control import SparsityTarget, control
+from sparse_jax.training.sparsity_control import Controller, control
 from sparse_jax.training.state import TrainState, count_rows
 
 # Ages stop here: int32 must not wrap.
@@ -23,7 +22,7 @@ class Optimisation(NamedTuple):
 
     Attributes:
         transform: an Optax chain without a learning rate.
-        learning_rate: of the group "main".
+        learning_rate: of the group "main", where the settings do not say otherwise (see `settings_for`).
         group_rates: learning rates of the other groups that a dictionary labels, in place of its own choice.
     """
 
@@ -38,59 +37,65 @@ def adam(rate: float, b1: float = 0.9, b2: float = 0.999, clip: float | None = N
     return Optimisation(optax.chain(*chain, optax.scale_by_adam(b1, b2)), rate)
 
 
+# (state, x [rows, d] raw, weight [rows]) -> (state, metrics)
+Step = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+
+
 def make_step(
     dictionary: Dictionary,
     optimisation: Optimisation,
     schedule: Schedule,
     total_steps: int,
     dead_window: int,
-    target: SparsityTarget = SparsityTarget(),  # noqa: B008  frozen
-) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, dict]]:
+    controller: Controller = Controller(),  # noqa: B008  frozen
+) -> Step:
     """The compiled step `(state, x [rows, d] raw, weight [rows]) -> (state, metrics)`; the old state is consumed.
+
+    Peak values of coefficients, the learning rate of the group "main" and the wished L0 are those of the state's
+    settings; their schedules are static.
 
     Args:
         dictionary: what is trained.
-        optimisation: how.
+        optimisation: how; its own `learning_rate` is not read here.
         schedule: multipliers over the run.
         total_steps: length of the run.
         dead_window: a feature that was silent for more rows counts as dead in the metrics.
-        target: the L0 at which the dictionary's sparsity coefficient is to hold it, if any.
-
-    Raises:
-        InputError: a target for a dictionary without a sparsity coefficient.
+        controller: how firmly the state's target L0 is held, if it has one.
 
     Metrics are scalars on the device: loss, each term, fvu of the batch (normalised units), l0, dead (share),
-    grad_norm, learning_rate, and with a target the coefficient that holds it.
+    grad_norm, learning_rate, and of a dictionary whose L0 can be held the coefficient that holds it.
     """
-    check_target(dictionary, target)
-    moved_by_control = dictionary.sparsity_coefficient if target.l0 is not None else None
-    rate_at, coefficients_at = learning_rate(schedule, total_steps), coefficients(dictionary, schedule, total_steps)
+    return jax.jit(
+        step_function(dictionary, optimisation, schedule, total_steps, dead_window, controller), donate_argnums=0
+    )
 
-    def step(state: TrainState, x: jax.Array, weight: jax.Array) -> tuple[TrainState, dict]:
+
+def step_function(
+    dictionary: Dictionary,
+    optimisation: Optimisation,
+    schedule: Schedule,
+    total_steps: int,
+    dead_window: int,
+    controller: Controller = Controller(),  # noqa: B008  frozen
+) -> Step:
+    """`make_step`'s function before it is compiled."""
+    rate_at, coefficients_at = learning_rate(schedule, total_steps), coefficients(dictionary, schedule, total_steps)
+    held = dictionary.sparsity_coefficient
+    control_begins = round(schedule.coefficient_warmup * total_steps)
+
+    def step(state: TrainState, x: jax.Array, weight: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         x = state.normaliser.apply(x)
         batch = Batch(x, x, weight)
-        context = Context(
-            coefficients=with_factor(coefficients_at(state.step), moved_by_control, state.control.log_factor),
-            age=state.age,
-            key=jax.random.fold_in(state.key, state.step),
-            step=state.step,
-            dead_window=jnp.array(dead_window, jnp.int32),
-        )
-        value, losses, grads = dictionary.value_and_grad(state.params, batch, context)
+        values = coefficients_at(state.step, state.settings.coefficients)
+        values = with_factor(values, held, state.control.log_factor)
+        value, losses, grads = dictionary.value_and_grad(state.params, batch, _context(state, values, dead_window))
         grads = dictionary.tangent(state.params, grads)
-        # Optax mixes dtypes in its bias corrections; the library's own code does not.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimisation.transform.update(grads, state.opt_state)
-        rate = rate_at(state.step)
-        moved = {
-            name: state.params[name] - rate * rate_of(dictionary, name, optimisation) * update
-            for name, update in updates.items()
-        }
-        params = dictionary.project({**state.params, **moved, **losses.frozen})
+        scheduled = rate_at(state.step)
+        params, opt_state = _moved(dictionary, optimisation, state, grads, losses.frozen, scheduled)
         rows = jnp.sum(weight > 0, dtype=jnp.int32)
         l0 = jnp.sum(losses.fired) / jnp.maximum(rows, 1)
-        begun = state.step >= round(schedule.coefficient_warmup * total_steps)
         age = jnp.where(losses.fired > 0, 0, jnp.minimum(state.age, OLDEST) + rows)
+        begun = state.step >= control_begins
         metrics = {
             "loss": value,
             **losses.terms,
@@ -98,31 +103,47 @@ def make_step(
             "l0": l0,
             "dead": jnp.mean((age > dead_window).astype(jnp.float32)),
             "grad_norm": optax.tree.norm(grads),
-            "learning_rate": rate * optimisation.learning_rate,
-            **({} if moved_by_control is None else {"coefficient": context.coefficients[moved_by_control]}),
+            "learning_rate": scheduled * state.settings.learning_rate,
+            **({} if held is None else {"coefficient": values[held]}),
         }
-        seen = count_rows(state.rows_seen, rows)
         state = replace(
             state,
             params=params,
             opt_state=opt_state,
             step=state.step + 1,
             age=age,
-            rows_seen=seen,
-            control=control(state.control, target, l0, begun, total_steps),
+            rows_seen=count_rows(state.rows_seen, rows),
+            control=control(state.control, controller, state.settings.target_l0, l0, begun, total_steps),
         )
         return state, metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return step
 
 
-def check_target(dictionary: Dictionary, target: SparsityTarget) -> None:
-    """Raises InputError for a target where the dictionary has no sparsity coefficient that could be moved."""
-    if target.l0 is not None and dictionary.sparsity_coefficient is None:
-        raise InputError(
-            f"--target-l0 {target.l0}: a {dictionary.kind} dictionary has no sparsity coefficient to move; "
-            "its L0 is set by its own flags"
-        )
+def _context(state: TrainState, values: dict[str, jax.Array], dead_window: int) -> Context:
+    """What the loss may depend on in this step, `values` being the coefficients as they stand now."""
+    return Context(
+        coefficients=values,
+        age=state.age,
+        key=jax.random.fold_in(state.key, state.step),
+        step=state.step,
+        dead_window=jnp.array(dead_window, jnp.int32),
+    )
+
+
+def _moved(
+    dictionary: Dictionary, optimisation: Optimisation, state: TrainState, grads: Params, frozen: Params, scheduled
+) -> tuple[Params, Any]:
+    """(parameters, optimiser's state) after a step, at peak rates times `scheduled`."""
+    # Optax mixes dtypes in its bias corrections; the library's own code does not.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimisation.transform.update(grads, state.opt_state)
+    peak = state.settings.learning_rate
+    moved = {
+        name: state.params[name] - scheduled * rate_of(dictionary, name, optimisation.group_rates, peak) * update
+        for name, update in updates.items()
+    }
+    return dictionary.project({**state.params, **moved, **frozen}), opt_state
 
 
 def with_factor(values: dict[str, jax.Array], name: str | None, log_factor: jax.Array) -> dict[str, jax.Array]:
@@ -130,11 +151,11 @@ def with_factor(values: dict[str, jax.Array], name: str | None, log_factor: jax.
     return values if name is None else {**values, name: values[name] * jnp.exp(log_factor)}
 
 
-def rate_of(dictionary: Dictionary, name: str, optimisation: Optimisation) -> float:
-    """Peak learning rate of a parameter: its group's where one was given, else the dictionary's share of "main"."""
+def rate_of(dictionary: Dictionary, name: str, group_rates: dict[str, float], learning_rate: Any) -> Any:
+    """Peak learning rate of a parameter: its group's where one was given, else the dictionary's share of "main"'s."""
     group = dictionary.labels.get(name, "main")
     factor = dictionary.group_factors.get(group, 1.0)
-    return optimisation.group_rates.get(group, factor * optimisation.learning_rate)
+    return group_rates.get(group, factor * learning_rate)
 
 
 def _batch_fvu(batch: Batch, y_hat: jax.Array) -> jax.Array:

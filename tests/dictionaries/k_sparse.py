@@ -7,7 +7,7 @@ import numpy as np
 from sparse_jax.activations import Normaliser
 from sparse_jax.dictionaries import Batch, Context
 from sparse_jax.training.schedules import Schedule
-from sparse_jax.training.state import init_state
+from sparse_jax.training.state import init_state, settings_for
 from sparse_jax.training.step import adam, make_step
 
 DEAD_WINDOW = 1000
@@ -80,7 +80,7 @@ def train(dictionary, steps=500, rate=3e-3, change=lambda params: params, batch=
     d = dictionary.d_in
     optimisation = adam(rate)
     normaliser = Normaliser(jnp.zeros(d), jnp.ones(()))
-    state = init_state(dictionary, optimisation.transform, normaliser, seed=0)
+    state = init_state(dictionary, optimisation.transform, normaliser, 0, settings_for(dictionary, optimisation))
     before = dictionary.project(change(state.params))
     state = jax.tree.map(lambda value: value, state)
     object.__setattr__(state, "params", jax.tree.map(jnp.copy, before))

@@ -9,7 +9,7 @@ from sparse_jax.activations import Normaliser
 from sparse_jax.dictionaries import Batch, Context
 from sparse_jax.dictionaries.gated import Gated
 from sparse_jax.errors import InputError
-from sparse_jax.training import Schedule, adam, init_state, make_step
+from sparse_jax.training import Schedule, adam, init_state, make_step, settings_for
 
 TERMS = {"reconstruction", "l1", "auxiliary"}
 
@@ -132,8 +132,10 @@ def test_each_term_trains_what_it_should():
 def test_training_lowers_the_error_and_compiles_once(compute_dtype):
     d = 16
     dictionary = Gated(expansion=2, l1=0.3).sized(d, compute_dtype=compute_dtype)
-    state = init_state(dictionary, adam(3e-3).transform, Normaliser(jnp.zeros(d), jnp.ones(())), seed=0)
-    step = make_step(dictionary, adam(3e-3), Schedule(), 250, dead_window=10_000)
+    optimisation = adam(3e-3)
+    settings = settings_for(dictionary, optimisation)
+    state = init_state(dictionary, optimisation.transform, Normaliser(jnp.zeros(d), jnp.ones(())), 0, settings)
+    step = make_step(dictionary, optimisation, Schedule(), 250, dead_window=10_000)
     generator = np.random.default_rng(0)
     directions, first = generator.normal(size=(24, d)), None
     for _ in range(250):

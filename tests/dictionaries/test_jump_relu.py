@@ -11,7 +11,7 @@ from sparse_jax.activations import Normaliser
 from sparse_jax.dictionaries import Batch, Context
 from sparse_jax.dictionaries.jump_relu import JumpReLU, jump_relu, step
 from sparse_jax.errors import InputError
-from sparse_jax.training import Schedule, adam, init_state, make_step
+from sparse_jax.training import Schedule, adam, init_state, make_step, settings_for
 
 PENALTIES = ("step", "tanh", "quadratic")
 ROWS, D, N = 60, 3, 5
@@ -231,8 +231,10 @@ def test_training_lowers_the_error_moves_thresholds_and_compiles_once(penalty, c
     choices = {"step": {"l0": 0.3}, "tanh": {"l0": 0.6}, "quadratic": {"target_l0": 3.0}}[penalty]
     dictionary = JumpReLU(expansion=2, penalty=penalty, threshold=0.1, bandwidth=0.1, threshold_rate=3.0, **choices)
     dictionary = dictionary.sized(d, compute_dtype=compute_dtype)
-    state = init_state(dictionary, adam(3e-3).transform, Normaliser(jnp.zeros(d), jnp.ones(())), seed=0)
-    step = make_step(dictionary, adam(3e-3), Schedule(), 250, dead_window=10_000)
+    optimisation = adam(3e-3)
+    settings = settings_for(dictionary, optimisation)
+    state = init_state(dictionary, optimisation.transform, Normaliser(jnp.zeros(d), jnp.ones(())), 0, settings)
+    step = make_step(dictionary, optimisation, Schedule(), 250, dead_window=10_000)
     before = np.array(state.params["log_threshold"])
     generator = np.random.default_rng(0)
     directions, first = generator.normal(size=(24, d)), None

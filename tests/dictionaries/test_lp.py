@@ -9,7 +9,7 @@ from sparse_jax.activations import Normaliser
 from sparse_jax.dictionaries import L1, Batch, Context
 from sparse_jax.dictionaries.lp import EPSILON, Lp, lp_sparsity
 from sparse_jax.errors import InputError
-from sparse_jax.training import Schedule, adam, init_state, make_step
+from sparse_jax.training import Schedule, adam, init_state, make_step, settings_for
 
 
 def context(l1, p, dtype=jnp.float32):
@@ -126,8 +126,10 @@ def test_p_is_on_a_ramp_of_its_own():
 def test_annealed_training_lowers_the_error_and_compiles_once():
     d, total = 16, 250
     dictionary = Lp(expansion=2, l1=0.4, p=0.3).sized(d)
-    state = init_state(dictionary, adam(3e-3).transform, Normaliser(jnp.zeros(d), jnp.ones(())), seed=0)
-    step = make_step(dictionary, adam(3e-3), Schedule(), total, dead_window=10_000)
+    optimisation = adam(3e-3)
+    settings = settings_for(dictionary, optimisation)
+    state = init_state(dictionary, optimisation.transform, Normaliser(jnp.zeros(d), jnp.ones(())), 0, settings)
+    step = make_step(dictionary, optimisation, Schedule(), total, dead_window=10_000)
     generator = np.random.default_rng(0)
     directions, first = generator.normal(size=(24, d)), None
     for _ in range(total):

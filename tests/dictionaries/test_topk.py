@@ -104,10 +104,11 @@ def test_the_k_in_use_is_the_number_of_active_features_and_compiles_nothing_new(
 
 
 def test_k_comes_down_over_the_first_share_of_the_run():
-    at = coefficients(TopK(k=4, anneal_from=24, anneal=0.5), Schedule(), 100)
-    np.testing.assert_allclose([at(step)["k_now"] for step in (24, 49, 99)], [14, 4, 4], atol=1e-4)
-    np.testing.assert_allclose(at(0)["aux_k"], 1 / 32)
-    assert coefficients(TopK(k=4), Schedule(), 100)(0)["k_now"] == 4
+    dictionary = TopK(k=4, anneal_from=24, anneal=0.5)
+    at, peaks = coefficients(dictionary, Schedule(), 100), dictionary.coefficients
+    np.testing.assert_allclose([at(step, peaks)["k_now"] for step in (24, 49, 99)], [14, 4, 4], atol=1e-4)
+    np.testing.assert_allclose(at(0, peaks)["aux_k"], 1 / 32)
+    assert coefficients(TopK(k=4), Schedule(), 100)(0, TopK(k=4).coefficients)["k_now"] == 4
 
 
 def test_bfloat16_products_select_nearly_the_same():

@@ -10,7 +10,7 @@ import pytest
 from sparse_jax.activations import Normaliser
 from sparse_jax.dictionaries import L1
 from sparse_jax.errors import InputError
-from sparse_jax.training import Checkpoints, JsonLines, Schedule, adam, init_state, make_step, read_lines
+from sparse_jax.training import Checkpoints, JsonLines, Schedule, adam, init_state, make_step, read_lines, settings_for
 
 D, TOTAL = 8, 12
 
@@ -19,7 +19,7 @@ def fresh(n_features=20):
     dictionary = L1(n_features=n_features, l1=0.3).sized(D)
     optimisation = adam(1e-2)
     normaliser = Normaliser(jnp.arange(D, dtype=jnp.float32), jnp.array(1.5))
-    state = init_state(dictionary, optimisation.transform, normaliser, seed=3)
+    state = init_state(dictionary, optimisation.transform, normaliser, 3, settings_for(dictionary, optimisation, 4.0))
     return state, make_step(dictionary, optimisation, Schedule(), TOTAL, dead_window=50)
 
 

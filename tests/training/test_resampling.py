@@ -10,19 +10,19 @@ import pytest
 from sparse_jax.activations import Normaliser
 from sparse_jax.dictionaries import L1, PCA
 from sparse_jax.errors import InputError
-from sparse_jax.training import Schedule, adam, init_state, make_step
+from sparse_jax.training import Schedule, adam, init_state, make_step, settings_for
 from sparse_jax.training.resampling import ENCODER_SHARE, Resampling, feature_axis, make_resample
 
 D, N = 8, 12
 DEAD = np.isin(np.arange(N), [1, 4, 5, 11])
 
 
-def trained(dictionary=None, steps=3):
+def trained(dictionary=None, steps=3, rate=1e-2):
     """A state after some steps, with four features silent for long and moments in the optimiser."""
     dictionary = dictionary or L1(n_features=N).sized(D)
-    optimisation = adam(1e-2)
+    optimisation = adam(rate)
     normaliser = Normaliser(jnp.full(D, 3.0), jnp.array(2.0))
-    state = init_state(dictionary, optimisation.transform, normaliser, seed=0)
+    state = init_state(dictionary, optimisation.transform, normaliser, 0, settings_for(dictionary, optimisation))
     step = make_step(dictionary, optimisation, Schedule(), 100, dead_window=500)
     for i in range(steps):
         state, _ = step(state, raw(i), jnp.ones(64))
@@ -118,7 +118,7 @@ def test_where_nothing_counts_or_nothing_is_dead_nothing_changes():
 
 def test_features_dead_by_construction_fire_after_resampling():
     """A fifth of the encoders can never fire; after one resampling and some steps at least half of them do."""
-    dictionary, state = trained(L1(n_features=40, l1=0.3).sized(D), steps=0)
+    dictionary, state = trained(L1(n_features=40, l1=0.3).sized(D), steps=0, rate=3e-3)
     dead = jnp.arange(40) < 8
     params = {**state.params, "b_enc": jnp.where(dead, -1e6, state.params["b_enc"])}
     state = replace(state, params=params, age=jnp.zeros(40, jnp.int32))

@@ -1,6 +1,6 @@
 """The step: one compilation, donated state, ages, rows seen, schedules; it learns."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from sparse_jax.activations import Normaliser
-from sparse_jax.dictionaries import L1
+from sparse_jax.dictionaries import L1, TopK
 from sparse_jax.dictionaries.protocol import HELD, Ramp
 from sparse_jax.errors import InputError
-from sparse_jax.training import Schedule, adam, init_state, make_step, total_rows
+from sparse_jax.training import Schedule, adam, init_state, make_step, settings_for, total_rows
 from sparse_jax.training.schedules import coefficients, learning_rate
 from sparse_jax.training.state import count_rows
 from sparse_jax.training.step import rate_of
@@ -31,10 +31,10 @@ def sparse_data(key, rows=512, atoms=24, active=3):
     return 3.0 + 2.0 * codes @ directions
 
 
-def setup(total=300, **fields):
+def setup(total=300, rate=3e-3, **fields):
     dictionary = L1(expansion=2, **fields).sized(D)
-    optimisation = adam(3e-3)
-    state = init_state(dictionary, optimisation.transform, normaliser(), seed=0)
+    optimisation = adam(rate)
+    state = init_state(dictionary, optimisation.transform, normaliser(), 0, settings_for(dictionary, optimisation))
     step = make_step(dictionary, optimisation, Schedule(), total, dead_window=2000)
     return dictionary, state, step
 
@@ -60,6 +60,41 @@ def test_the_step_compiles_once_and_consumes_its_state():
         state, _ = step(state, sparse_data(jax.random.key(i)), jnp.ones(512))
     assert step._cache_size() == 1
     assert before.params["W_dec"].is_deleted()
+
+
+def test_what_the_settings_say_is_traced():
+    """Other coefficients, rates and targets run in the same program, and do what they say."""
+    dictionary, _, step = setup()
+    before = np.array(dictionary.init(jax.random.fold_in(jax.random.key(0), 0))["b_enc"])
+    step, seen = make_step(dictionary, adam(7.0), Schedule(0.0, 0.0, 0.0), 10, 100), {}
+    for l1, rate, target in ((0.5, 1e-2, None), (50.0, 1e-2, None), (0.5, 1e-3, None), (0.5, 1e-2, 3.0)):
+        other = replace(dictionary, l1=l1)
+        state = init_state(dictionary, adam(1.0).transform, normaliser(), 0, settings_for(other, adam(rate), target))
+        for i in range(3):
+            state, metrics = step(state, sparse_data(jax.random.key(i)), jnp.ones(512))
+            if i == 0:
+                moved = np.abs(np.array(state.params["b_enc"]) - before)
+                np.testing.assert_allclose(moved[moved > 0], rate, rtol=1e-3)
+        seen[l1, rate, target] = {name: float(value) for name, value in metrics.items()}
+        assert (seen[l1, rate, target]["coefficient"] > 1.001 * l1) == (target is not None)
+        assert seen[l1, rate, target]["learning_rate"] == pytest.approx(rate)
+    assert seen[50.0, 1e-2, None]["l1"] > 20 * seen[0.5, 1e-2, None]["l1"]
+    assert step._cache_size() == 1
+
+
+def test_a_normaliser_and_settings_serve_several_states():
+    dictionary, _, step = setup()
+    shared, settings = normaliser(), settings_for(dictionary, adam(1e-3))
+    for seed in (0, 1):
+        state = init_state(dictionary, adam(1.0).transform, shared, seed, settings)
+        step(state, sparse_data(jax.random.key(0)), jnp.ones(512))
+    assert float(shared.scale) == 2.0
+    assert float(settings.learning_rate) == pytest.approx(1e-3)
+
+
+def test_settings_for_another_dictionary_are_refused():
+    with pytest.raises(InputError, match=r"\['l1'\]: a topk dictionary has \['aux_k', 'k_now'\]"):
+        init_state(TopK().sized(D), adam(1.0).transform, normaliser(), 0, settings_for(L1(), adam(1e-3)))
 
 
 def test_masked_rows_change_nothing():
@@ -94,8 +129,8 @@ def test_ages_count_rows_since_a_feature_fired():
 
 
 def test_the_first_adam_step_has_the_size_of_the_learning_rate():
-    dictionary, state, _ = setup()
-    step = make_step(dictionary, adam(1e-2), Schedule(0.0, 0.0, 0.0), 10, 100)
+    dictionary, state, _ = setup(rate=1e-2)
+    step = make_step(dictionary, adam(7.0), Schedule(0.0, 0.0, 0.0), 10, 100)  # the rate is the state's
     before = np.array(state.params["b_enc"])
     state, metrics = step(state, sparse_data(jax.random.key(0)), jnp.ones(512))
     moved = np.abs(np.array(state.params["b_enc"]) - before)
@@ -109,7 +144,7 @@ def test_schedules_are_shares_of_the_run():
     assert rate[0] == pytest.approx(0.1)
     assert rate[9] == rate[50] == rate[80] == 1.0
     assert rate[99] == pytest.approx(0.05)
-    ramp = [float(coefficients(L1(l1=2.0), schedule, 100)(step)["l1"]) for step in range(100)]
+    ramp = [float(coefficients(L1(), schedule, 100)(step, {"l1": 2.0})["l1"]) for step in range(100)]
     assert ramp[0] == pytest.approx(0.04)
     assert ramp[48] < 2.0
     assert ramp[49] == ramp[99] == 2.0
@@ -130,7 +165,8 @@ class Ramps(L1):
 
 def test_coefficients_come_to_their_values_on_ramps_of_their_own():
     at = coefficients(Ramps(), Schedule(coefficient_warmup=0.1), 100)
-    values = {name: [float(at(step)[name]) for step in range(100)] for name in ("k", "p", "l1")}
+    peaks = Ramps().coefficients
+    values = {name: [float(at(step, peaks)[name]) for step in range(100)] for name in ("k", "p", "l1")}
     assert set(values["k"]) == {32.0}
     assert values["p"][:20] == [1.0] * 20
     assert values["p"][20] == pytest.approx(1 - 0.75 / 40)
@@ -153,11 +189,10 @@ class Groups(L1):
 
 
 def test_learning_rates_of_groups():
-    optimisation = adam(0.1)
-    assert rate_of(Groups(), "W_enc", optimisation) == 0.1
-    assert rate_of(Groups(), "b_enc", optimisation) == pytest.approx(0.3)
-    assert rate_of(Groups(), "b_enc", optimisation._replace(group_rates={"bias": 0.7})) == 0.7
-    assert rate_of(L1(), "b_enc", optimisation) == 0.1
+    assert rate_of(Groups(), "W_enc", {}, 0.1) == 0.1
+    assert rate_of(Groups(), "b_enc", {}, 0.1) == pytest.approx(0.3)
+    assert rate_of(Groups(), "b_enc", {"bias": 0.7}, 0.1) == 0.7
+    assert rate_of(L1(), "b_enc", {}, 0.1) == 0.1
 
 
 @pytest.mark.parametrize("fields", [{"lr_warmup": -0.1}, {"lr_decay": 1.5}, {"lr_warmup": 0.6, "lr_decay": 0.6}])
