@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 
 from experiments import command, run_folder
 from experiments.data import Data, load_data, resolve_bos, summary
@@ -13,7 +14,14 @@ from experiments.sweep import Flags
 from experiments.sweep_members import Choice, check_k, choices, knob
 from experiments.sweep_report import print_table, write_report
 from experiments.train_sae_run import FLOOR_FIGURES, make_pace, provenance
-from sparse_jax.activations import Block, Statistics, fit_normaliser
+from sparse_jax.activations import (
+    Block,
+    RememberedBlocks,
+    SiteBlocks,
+    Statistics,
+    collect_site_statistics,
+    fit_normaliser,
+)
 from sparse_jax.dictionaries import Normalised, save, to_json
 from sparse_jax.metrics import fronts
 from sparse_jax.numerics.allocator import keep_freed_memory
@@ -32,8 +40,11 @@ from sparse_jax.training import (
     make_resample,
     member_state,
     read_lines,
+    run_ensemble,
     settings_for,
+    steps_taken,
     total_rows,
+    trained,
     with_member,
 )
 
@@ -55,28 +66,26 @@ def run(flags: Flags) -> int:
     if earlier is not None:
         run_folder.check_same(earlier["flags"], run_folder.jsonable(flags), flags.out)
     sites = dict(zip(flags.sites, load_data(flags, *flags.sites)))
-    members = {member.name: (member, choice) for member, choice in sized(flags, wanted, sites)}
+    members = sized(flags, wanted, sites)
     if flags.overwrite:
         run_folder.clear(flags.out)
-    groups = group([member for member, _ in members.values()])
+    groups, chosen = group([member for member, _ in members]), {member.name: choice for member, choice in members}
     pace = make_pace(flags)
     if not flags.resume:
         write_config(flags, list(sites.values()), groups, pace)
     by_site = {str(data.site): data for data in sites.values()}
     print(summary(list(by_site.values())))
     print(cost(flags, groups), flush=True)
-    stream = measure_activations(flags, by_site)
+    statistics, blocks = measure_activations(flags, by_site)
     training_started = time.perf_counter()
-    states, tokens_here = train(flags, by_site, groups, members, stream, pace)
+    states, tokens_here = train(flags, by_site, groups, chosen, blocks, statistics, pace)
     train_seconds = time.perf_counter() - training_started
-    done = steps_taken(states)
-    if done < pace.total:
+    if (done := steps_taken(states)) < pace.total:
         print(f"saved at step {done} of {pace.total}; continue with --resume")
         return command.EXIT_INTERRUPTED
-    tokens_trained = save_members(flags, by_site, groups, states, stream)
-    final = final_figures(flags, by_site, groups, states, members, stream, tokens_trained)
+    final = finish(flags, by_site, groups, chosen, states, blocks, statistics)
     final |= {
-        "tokens_per_second": tokens_here / train_seconds if train_seconds else None,
+        "tokens_per_second": tokens_here / train_seconds if tokens_here else None,
         "seconds": time.perf_counter() - started,
     }
     along = [line for line in read_lines(flags.out / "metrics.jsonl") if "share" in line]
@@ -84,7 +93,7 @@ def run(flags: Flags) -> int:
     run_folder.write_json(flags.out / "metrics.json", final)
     print_table(final)
     speed = f", {final['tokens_per_second']:,.0f} tokens/s" if tokens_here else ""
-    print(f"\n{len(members)} dictionaries{speed}; {final['seconds']:.0f} s in all")
+    print(f"\n{len(members)} dictionaries, {final['tokens_trained']:,} tokens{speed}; {final['seconds']:.0f} s in all")
     print(f"report: {flags.out / 'report.html'}   figures: {flags.out / 'metrics.json'}")
     return 0
 
@@ -135,11 +144,213 @@ def _counted(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"
 
 
+def measure_activations(flags: Flags, by_site: dict[str, Data]) -> tuple[dict[str, Statistics], RememberedBlocks]:
+    """Statistics of each site over the first training blocks (kept in the run folder), and the blocks of all sites."""
+    data = next(iter(by_site.values()))
+    every = SiteBlocks(data.lm, data.train, tuple(each.site for each in by_site.values()), flags.seed, flags.block_rows)
+    width = sum(each.width for each in by_site.values())
+    blocks = RememberedBlocks(every, width)  # training starts with the blocks that the statistics are made of
+    paths = {site: flags.out / "dictionaries" / site / "statistics.npz" for site in by_site}
+    if flags.resume and all(path.exists() for path in paths.values()):
+        statistics = {site: Statistics.load(path) for site, path in paths.items()}
+    else:
+        wanted = min(flags.statistics_tokens, flags.tokens, data.train.n_tokens)
+        statistics = collect_site_statistics(blocks, max(1, wanted // blocks.tokens_per_block))
+        for site, path in paths.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            statistics[site].save(path)
+    if flags.drop_outliers:
+        limits = {site: data.outlier_ratio * each.median_norm for site, each in statistics.items()}
+        blocks = RememberedBlocks(dataclasses.replace(every, max_norms=limits), width)
+    return statistics, blocks
+
+
+def train(
+    flags: Flags,
+    by_site: dict[str, Data],
+    groups: Sequence[Group],
+    chosen: dict[str, Choice],
+    blocks: RememberedBlocks,
+    statistics: dict[str, Statistics],
+    pace: Pace,
+) -> tuple[tuple, int]:
+    """The groups' states at the end, or where the run was asked to stop; and the tokens that this call trained on."""
+    from tqdm import tqdm
+
+    optimisation = adam(flags.learning_rates[0])  # each member's own is in its settings
+    window = min(flags.dead_window, flags.tokens // 4)
+    normalisers = {site: fit_normaliser(flags.normalise, each.mean, each.variance) for site, each in statistics.items()}
+    states = tuple(init_ensemble(each, optimisation.transform, normalisers[each.site]) for each in groups)
+    steps = tuple(make_ensemble_step(each, optimisation, flags.schedule, pace.total, window) for each in groups)
+    lines = JsonLines(flags.out / "metrics.jsonl")
+    with Checkpoints(flags.out / "checkpoints") as checkpoints, command.StopRequest() as stop:
+        if flags.resume and checkpoints.latest() is not None:
+            states = checkpoints.restore(states)
+            print(f"resumed at step {steps_taken(states)} of {pace.total}")
+        first = steps_taken(states)
+        lines.truncate_after(first)
+        resample = resampler(flags, groups, pace, window, lines.write)
+        measure = measurer(flags, by_site, groups, chosen, statistics, pace, lines.write)
+
+        def after_step(states: tuple, block: Block, done: int) -> tuple:
+            states = resample(states, block, done)
+            measure(states, done)
+            return states
+
+        with tqdm(
+            total=pace.total * pace.batch,
+            initial=first * pace.batch,
+            unit="tok",
+            unit_scale=True,
+            desc="training",
+            mininterval=0.5,
+        ) as bar:
+            states = run_ensemble(
+                states,
+                steps,
+                groups,
+                blocks,
+                pace,
+                log=lines.write,
+                checkpoints=checkpoints,
+                after_step=after_step,
+                should_stop=stop,
+                progress=bar.update,
+            )
+    return states, (steps_taken(states) - first) * pace.batch
+
+
+def resampler(
+    flags: Flags, groups: Sequence[Group], pace: Pace, window: int, log: Callable[[dict], None]
+) -> Callable[[tuple, Block, int], tuple]:
+    """What is done after each step: nothing, but at the steps where silent features are started again."""
+    resampling = Resampling(flags.resample_at)
+    at = resampling.steps(pace.total)
+    resamples = [make_resample(each.dictionary, window) for each in groups] if at else []
+
+    def after_step(states: tuple, block: Block, done: int) -> tuple:
+        if done not in at:
+            return states
+        made = []
+        for each, own, resample in zip(groups, states, resamples):
+            rows = slice(min(resampling.rows, len(block.x[each.site])))
+            x, weight = block.x[each.site][rows], block.weight[each.site][rows]
+            for i, member in enumerate(each.members):
+                state, count = resample(member_state(own, i), x, weight)
+                log({"step": done, "member": member.name, "resampled": int(count)})
+                own = with_member(own, i, state)
+            made.append(own)
+        return tuple(made)
+
+    return after_step
+
+
+def measurer(
+    flags: Flags,
+    by_site: dict[str, Data],
+    groups: Sequence[Group],
+    chosen: dict[str, Choice],
+    statistics: dict[str, Statistics],
+    pace: Pace,
+    log: Callable[[dict], None],
+) -> Callable[[tuple, int], None]:
+    """What measures every member at the shares of the run that are asked for, but at its end: one line for each."""
+    at = {max(1, round(share * pace.total)): share for share in flags.measure_at}
+
+    def measure(states: tuple, done: int) -> None:
+        if done not in at or done == pace.total:
+            return
+        for site, data in by_site.items():
+            members = trained_members(groups, states, site)
+            measured, _ = measure_members(
+                data,
+                members,
+                statistics[site],
+                eval_tokens=flags.measure_tokens,
+                seed=flags.seed,
+                drop=flags.drop_outliers,
+            )
+            for name, figures in measured.figures.items():
+                entry = member_entry(site, chosen[name], members[name])
+                log({"step": done, "share": at[done], **entry, **{key: figures[key] for key in ALONG_FIGURES}})
+
+    return measure
+
+
 def trained_members(groups: Sequence[Group], states: Sequence, site: str) -> dict[str, Normalised]:
     """The dictionaries of a site as they are measured and saved, by their members' names."""
     return {
-        member.name: trained(each, state, i)
-        for each, state in zip(groups, states)
+        member.name: trained(each, own, i)
+        for each, own in zip(groups, states)
         if each.site == site
         for i, member in enumerate(each.members)
+    }
+
+
+def finish(
+    flags: Flags,
+    by_site: dict[str, Data],
+    groups: Sequence[Group],
+    chosen: dict[str, Choice],
+    states: tuple,
+    blocks: RememberedBlocks,
+    statistics: dict[str, Statistics],
+) -> dict:
+    """Save and measure every member; returns what goes into `metrics.json`."""
+    data = next(iter(by_site.values()))
+    seen = {
+        member.name: total_rows(np.asarray(member_state(own, i).rows_seen))
+        for each, own in zip(groups, states)
+        for i, member in enumerate(each.members)
+    }
+    members, floors, clean, masks = [], [], {}, {}
+    for site, here in by_site.items():
+        saved = trained_members(groups, states, site)
+        for name, dictionary in saved.items():
+            card = provenance(here, statistics[site], seen[name], chosen[name].seed) | {"order_seed": flags.seed}
+            save(flags.out / "dictionaries" / name, dictionary, card)
+        measured, site_floors = measure_members(
+            here,
+            saved,
+            statistics[site],
+            blocks[0].at(site),
+            eval_tokens=flags.eval_tokens,
+            seed=flags.seed,
+            drop=flags.drop_outliers,
+        )
+        for name, dictionary in saved.items():
+            entry = {**member_entry(site, chosen[name], dictionary), "tokens_trained": seen[name]}
+            members.append({**entry, **measured.figures[name], "unmasked": measured.unmasked[name]})
+        kept = ("floor", "k", *FLOOR_FIGURES)
+        floors += [{"site": site, **{key: floor[key] for key in kept}} for floor in site_floors]
+        clean[site] = {key: members[-1][key] for key in ("ce_clean", "ce_zero", "ce_mean")}
+        masks[site] = measured.mask
+    return {
+        "model": flags.model,
+        "revision": flags.revision,
+        "text": flags.text,
+        "held_out": data.evaluation.documents,
+        "dictionary": flags.dictionary.kind,
+        "knob": "target L0" if flags.target_l0s else knob(flags.dictionary),
+        "seeds": flags.seeds,
+        "tokens_trained": max(seen.values()),
+        "epochs": flags.tokens / data.train.n_tokens,
+        "tokens_evaluated": members[0]["tokens_evaluated"],
+        "clean": clean,
+        "masks": masks,
+        "members": members,
+        "floors": floors,
+        "fronts": fronts(members),
+    }
+
+
+def member_entry(site: str, choice: Choice, trained: Normalised) -> dict:
+    """What a member is, for its figures in metrics.json and metrics.jsonl."""
+    return {
+        "name": choice.name,
+        "site": site,
+        "n_features": trained.dictionary.n_features,
+        "learning_rate": choice.learning_rate,
+        "sparsity": choice.sparsity,
+        "seed": choice.seed,
     }

@@ -9,6 +9,7 @@ from experiments.data import Data, check_numbers, check_positive, load_data, res
 from experiments.measuring import measure
 from experiments.train_sae import Flags
 from experiments.train_sae_report import print_table, write_report
+from experiments.training_flags import TrainingFlags
 from sparse_jax.activations import Block, Blocks, RememberedBlocks, Statistics, collect_statistics, fit_normaliser
 from sparse_jax.dictionaries import Dictionary, Normalised, save, to_json
 from sparse_jax.errors import InputError
@@ -56,7 +57,7 @@ def run(flags: Flags) -> int:
     if flags.overwrite:
         run_folder.clear(flags.out)
     dictionary = flags.dictionary.sized(data.width, compute_dtype=flags.compute_dtype)
-    pace = make_pace(flags, data)
+    pace = make_pace(flags)
     if not flags.resume:
         write_config(flags, data, dictionary, pace)
     print(summary([data]), flush=True)
@@ -69,7 +70,7 @@ def run(flags: Flags) -> int:
         return command.EXIT_INTERRUPTED
     trained = Normalised(dictionary, state.params, state.normaliser)
     tokens_trained = total_rows(state.rows_seen)
-    save(flags.out / "dictionaries" / str(data.site), trained, provenance(flags, data, statistics, tokens_trained))
+    save(flags.out / "dictionaries" / str(data.site), trained, provenance(data, statistics, tokens_trained, flags.seed))
     evaluation, floors_k = measure(
         data, trained, statistics, blocks[0], eval_tokens=flags.eval_tokens, seed=flags.seed, drop=flags.drop_outliers
     )
@@ -85,7 +86,7 @@ def run(flags: Flags) -> int:
     return 0
 
 
-def make_pace(flags: Flags, data: Data) -> Pace:
+def make_pace(flags: TrainingFlags) -> Pace:
     """Steps of the run; the batch divides a block of rows."""
     total = flags.tokens // flags.batch
     return Pace(flags.batch, total, flags.log_every, flags.checkpoint_every)
@@ -177,10 +178,10 @@ def resampler(
     return after_step
 
 
-def provenance(flags: Flags, data: Data, statistics: Statistics, tokens_trained: int) -> dict:
+def provenance(data: Data, statistics: Statistics, tokens_trained: int, seed: int) -> dict:
     """Where a dictionary came from, for its card. `max_norm`: tokens above it were masked; None if none was."""
-    max_norm = data.outlier_ratio * statistics.median_norm if flags.drop_outliers else None
-    return {**data.identity(), "max_norm": max_norm, "tokens_trained": tokens_trained, "seed": flags.seed}
+    max_norm = data.outlier_ratio * statistics.median_norm if data.flags.drop_outliers else None
+    return {**data.identity(), "max_norm": max_norm, "tokens_trained": tokens_trained, "seed": seed}
 
 
 def final_figures(

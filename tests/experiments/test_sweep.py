@@ -1,8 +1,6 @@
 """A sweep: its members, what it refuses, what it leaves behind, and that each member is what it would be alone."""
 
-import dataclasses
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -112,3 +110,139 @@ def test_what_only_the_model_decides_is_refused_before_training(model, text, tmp
         with pytest.raises(InputError, match=words):
             sweep.main(flags(model, text, tmp_path / "out", **changes))
         assert not (tmp_path / "out").exists()
+
+
+# Whole runs
+
+
+def members_of(out: Path) -> dict[str, dict[str, np.ndarray]]:
+    """SITE/NAME -> the parameters of each saved dictionary."""
+    root = out / "dictionaries"
+    return {str(path.parent.relative_to(root)): load_file(path) for path in root.glob("*/*/params.safetensors")}
+
+
+def lines_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_bits(one: dict[str, np.ndarray], two: dict[str, np.ndarray], words: str) -> None:
+    assert one.keys() == two.keys(), words
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=f"{words}: {name}")
+
+
+@pytest.fixture(scope="module")
+def finished(model, text, tmp_path_factory):
+    """Two sites x two k x two seeds."""
+    out = tmp_path_factory.mktemp("sweeps") / "whole"
+    assert sweep.main(flags(model, text, out)) == 0
+    return out
+
+
+@pytest.mark.slow
+def test_a_run_leaves_all_that_is_promised(finished):
+    final = json.loads((finished / "metrics.json").read_text())
+    names = [f"k-{k}_2x_lr-0.001_seed-{seed}" for k in (2, 4) for seed in (0, 1)]
+    sites = ("resid_post.0", "resid_post.1")
+    assert [(m["site"], m["name"]) for m in final["members"]] == [(site, name) for site in sites for name in names]
+    assert set(members_of(finished)) == {f"{site}/{name}" for site in sites for name in names}
+    for member in final["members"]:
+        assert {"fvu", "l0", "ce_increase", "dead_fraction", "unmasked", "kl", "shrinkage"} <= set(member)
+        assert member["l0"] == pytest.approx(member["sparsity"], abs=0.5)
+        folder = finished / "dictionaries" / member["site"] / member["name"]
+        card = read_card(folder)["provenance"]
+        assert (card["site"], card["seed"], card["order_seed"]) == (member["site"], member["seed"], 0)
+        assert load(folder).dictionary.k == member["sparsity"]
+    assert [(front["site"], len(front["points"])) for front in final["fronts"]] == [(site, 2) for site in sites]
+    point = final["fronts"][0]["points"][1]
+    pair = [m["fvu"] for m in final["members"] if m["site"] == sites[0] and m["sparsity"] == point["sparsity"]]
+    assert point["fvu"]["mean"] == pytest.approx(np.mean(pair))
+    assert (point["fvu"]["count"], point["seeds"]) == (2, [0, 1])
+    floors = {(floor["site"], floor["floor"], floor["k"]) for floor in final["floors"]}
+    at = [(name, k) for name in ("pca", "neurons", "random") for k in (2, 4)] + [("token_mean", 1)]
+    assert floors == {(site, *floor) for site in sites for floor in at}
+    along = [line for line in lines_of(finished) if "share" in line]
+    assert [(line["step"], line["share"], line["site"], line["name"]) for line in along] == [
+        (12, 0.5, site, name) for site in sites for name in names
+    ]
+    assert along[0]["tokens_evaluated"] < final["members"][0]["tokens_evaluated"]
+    config = json.loads((finished / "config.json").read_text())
+    assert len(config["resolved"]["members"]) == 8
+    page = (finished / "report.html").read_text()
+    assert page.count("<svg") == 8  # FVU and CE increase, at the end and along training, for two sites
+    assert not list(finished.rglob("*.tmp*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("site", "k", "seed"), [("resid_post.0", 4, 0), ("resid_post.1", 2, 1)])
+def test_a_member_is_what_train_sae_makes_of_its_flags(site, k, seed, finished, model, text, tmp_path):
+    """Also with a k below the group's largest and with another seed than that of the data's order."""
+    given = train_sae.Flags(
+        TopK(expansion=2, k=k), model=str(model), text=str(text), out=tmp_path / "alone", site=site, seed=seed,
+        order_seed=0, report_features=0, **COMMON,
+    )  # fmt: skip
+    assert train_sae.main(given) == 0
+    name = f"k-{k}_2x_lr-0.001_seed-{seed}"
+    alone = load_file(tmp_path / "alone" / "dictionaries" / site / "params.safetensors")
+    assert_same_bits(members_of(finished)[f"{site}/{name}"], alone, name)
+    final = json.loads((finished / "metrics.json").read_text())
+    (member,) = (m for m in final["members"] if (m["site"], m["name"]) == (site, name))
+    single = json.loads((tmp_path / "alone" / "metrics.json").read_text())
+    for figure in ("fvu", "l0", "ce_increase", "kl", "dead_fraction", "tokens_evaluated", "tokens_trained"):
+        assert member[figure] == pytest.approx(single[figure], rel=1e-5, abs=1e-6), figure
+    assert member["unmasked"]["fvu"] == pytest.approx(single["unmasked"]["fvu"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [5, 13])
+def test_an_interrupted_sweep_ends_with_the_same_bits(steps, finished, model, text, tmp_path, monkeypatch, capsys):
+    """Stopped before and after the measurement half-way, not at a checkpoint's step."""
+    out, asked = tmp_path / "stopped", iter(range(100))
+    with monkeypatch.context() as patch:
+        patch.setattr(command.StopRequest, "__call__", lambda self: next(asked) >= steps)
+        assert sweep.main(flags(model, text, out)) == command.EXIT_INTERRUPTED
+    assert f"saved at step {steps} of 24; continue with --resume" in capsys.readouterr().out
+    assert not (out / "metrics.json").exists()
+    with pytest.raises(InputError, match=r"seeds: \[0, 1\] there, \[0, 2\] now"):
+        sweep.main(flags(model, text, out, resume=True, seeds=(0, 2)))
+    with pytest.raises(InputError, match="already holds a run"):
+        sweep.main(flags(model, text, out))
+    assert sweep.main(flags(model, text, out, resume=True)) == 0
+    whole, resumed = members_of(finished), members_of(out)
+    assert whole.keys() == resumed.keys()
+    for name in whole:
+        assert_same_bits(whole[name], resumed[name], name)
+    assert [line for line in lines_of(out) if "share" in line] == [
+        line for line in lines_of(finished) if "share" in line
+    ]
+    one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (finished, out))
+    assert one["members"] == two["members"]
+    assert one["floors"] == two["floors"]
+
+
+@pytest.mark.slow
+def test_coefficients_are_moved_to_wished_l0s_and_silent_features_start_again(model, text, tmp_path):
+    given = flags(
+        model, text, tmp_path / "out", L1(expansion=4, l1=0.5), sites=("resid_post.0",), sparsities=(),
+        target_l0s=(4.0, 12.0), tokens=16_384, dead_window=200, resample_at=(0.25,), measure_at=(1.0,),
+        drop_outliers=True,
+    )  # fmt: skip
+    assert sweep.main(given) == 0
+    final = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert final["knob"] == "target L0"
+    (front,) = final["fronts"]
+    assert [point["sparsity"] for point in front["points"]] == [4.0, 12.0]
+    assert front["points"][0]["l0"]["high"] < front["points"][1]["l0"]["low"]
+    resampled = [line for line in lines_of(tmp_path / "out") if "resampled" in line]
+    assert [line["step"] for line in resampled] == [32] * 4
+    card = read_card(tmp_path / "out" / "dictionaries" / "resid_post.0" / "target-l0-4_4x_lr-0.001_seed-0")
+    assert card["provenance"]["max_norm"] == pytest.approx(final["masks"]["resid_post.0"]["outlier_norm"])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert "along training" not in page
+
+
+@pytest.mark.slow
+def test_what_a_sweep_has_saved_is_named_where_one_dictionary_is_wanted(finished):
+    with pytest.raises(InputError, match="holds 8 dictionaries; give one of"):
+        load(finished)
