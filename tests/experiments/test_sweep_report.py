@@ -15,7 +15,8 @@ def member(site, n_features, rate, k, seed, share=1.0):
     return {
         "name": f"k-{k}_{n_features // 64}x_lr-{rate:g}_seed-{seed}", "site": site, "n_features": n_features,
         "learning_rate": rate, "sparsity": k, "seed": seed, "share": share,
-        "l0": float(k * np.exp(0.04 * rng.normal())), "fvu": fvu, "ce_increase": 2 * fvu, "ce_recovered": 0.98, "ce_recovered_mean": 0.95, "kl": fvu,
+        "l0": float(k * np.exp(0.04 * rng.normal())), "fvu": fvu, "ce_increase": 2 * fvu,
+        "ce_recovered": 0.98, "ce_recovered_mean": 0.95, "kl": fvu,
         "shrinkage": 1.01, "dead_fraction": 0.01, "tokens_evaluated": 212_992 if share == 1 else 32_768,
     }  # fmt: skip
 
