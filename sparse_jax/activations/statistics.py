@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_jax.activations.blocks import Block, Blocks, RememberedBlocks
+from sparse_jax.activations.blocks import Block, Blocks, RememberedBlocks, SiteBlocks
 from sparse_jax.errors import InputError
 
 
@@ -77,28 +77,56 @@ def collect_statistics(blocks: Blocks | RememberedBlocks, n_blocks: int) -> Stat
     Raises:
         InputError: no token counts (the mask drops them all), or an activation is not finite.
     """
-    vocab = blocks.lm.config.vocab_size
-    totals = None
+    first = blocks[0]
+    totals = _Totals(first, blocks.lm.config.vocab_size)
+    for index in range(n_blocks):
+        totals.add(blocks[index] if index else first)
+    return totals.statistics()
+
+
+def collect_site_statistics(blocks: SiteBlocks | RememberedBlocks, n_blocks: int) -> dict[str, Statistics]:
+    """`collect_statistics` at every site of the blocks, each block harvested once.
+
+    Raises:
+        InputError: no token counts (the mask drops them all), or an activation is not finite.
+    """
+    totals = {}
     for index in range(n_blocks):
         block = blocks[index]
-        if totals is None:
-            counted = np.asarray(block.weight) > 0
-            if not counted.any():
-                raise InputError("the mask drops every token of the first block; see --skip-positions and --context")
-            x = np.asarray(block.x)[counted]
-            shift, median_norm = x.mean(axis=0), float(np.median(np.linalg.norm(x, axis=1)))
-            device_shift = jnp.array(shift)
-            totals = [0.0, 0.0, 0.0, np.zeros(vocab, np.int64)]
-        for i, part in enumerate(_sums(block, device_shift, vocab)):
-            totals[i] = totals[i] + np.asarray(part, np.int64 if i == 3 else np.float64)
-    total, square, by_token, counts = totals
-    tokens = int(counts.sum())
-    offset = total / tokens
-    return Statistics(
-        tokens=tokens,
-        mean=shift + offset,
-        covariance=square / tokens - np.outer(offset, offset),
-        median_norm=median_norm,
-        token_sum=(by_token + counts[:, None] * shift).astype(np.float32),
-        token_count=counts,
-    )
+        for site in block.x:
+            if index == 0:
+                totals[site] = _Totals(block.at(site), blocks.lm.config.vocab_size)
+            totals[site].add(block.at(site))
+    return {site: total.statistics() for site, total in totals.items()}
+
+
+class _Totals:
+    """Sums over blocks, in float64 on the host."""
+
+    def __init__(self, first: Block, vocab: int):
+        counted = np.asarray(first.weight) > 0
+        if not counted.any():
+            raise InputError("the mask drops every token of the first block; see --skip-positions and --context")
+        x = np.asarray(first.x)[counted]
+        self._shift, self._median_norm = x.mean(axis=0), float(np.median(np.linalg.norm(x, axis=1)))
+        self._device_shift, self._vocab = jnp.array(self._shift), vocab
+        self._total, self._square, self._by_token, self._counts = 0.0, 0.0, 0.0, np.zeros(vocab, np.int64)
+
+    def add(self, block: Block) -> None:
+        total, square, by_token, counts = _sums(block, self._device_shift, self._vocab)
+        self._total = self._total + np.asarray(total, np.float64)
+        self._square = self._square + np.asarray(square, np.float64)
+        self._by_token = self._by_token + np.asarray(by_token, np.float64)
+        self._counts += np.asarray(counts, np.int64)
+
+    def statistics(self) -> Statistics:
+        tokens = int(self._counts.sum())
+        offset = self._total / tokens
+        return Statistics(
+            tokens=tokens,
+            mean=self._shift + offset,
+            covariance=self._square / tokens - np.outer(offset, offset),
+            median_norm=self._median_norm,
+            token_sum=(self._by_token + self._counts[:, None] * self._shift).astype(np.float32),
+            token_count=self._counts,
+        )
