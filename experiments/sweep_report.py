@@ -15,6 +15,11 @@ COLUMNS = ("l0", "fvu", "ce_increase", "ce_recovered", "ce_recovered_mean", "kl"
 COLUMN_HEADINGS = ("L0", "FVU", "CE increase", *HEADINGS[3:], "dead")
 
 
+def usable(members: list[dict]) -> list[dict]:
+    """Members whose figures are numbers: one that diverged has none, and no place in a front."""
+    return [member for member in members if None not in (member["l0"], *(member[name] for name, _ in MEASURES))]
+
+
 def write_report(out: Path, final: dict, along: list[dict]) -> None:
     """`report.html` in the run folder.
 
@@ -184,15 +189,20 @@ def floor_table(final: dict) -> Table:
 def print_table(final: dict) -> None:
     """The fronts, for the terminal."""
     table = front_table(final)
-    width = max((len(row[0]) for row in table.rows), default=0) + 2
+    floors = [
+        (f"{floor['site']}, {NAMES[floor['floor']].format(k=floor['k'])}", floor)
+        for floor in final["floors"]
+        if floor["floor"] in DRAWN_FLOORS
+    ]
+    width = max(len(name) for name, *_ in (*table.rows, *floors)) + 2
     print(f"\n{'':{width}}{'L0':>15}{'FVU':>18}{'CE increase':>18}{'dead':>8}{'seeds':>7}")
     for name, l0, l0_sd, fvu, fvu_sd, increase, increase_sd, dead, _, seeds in table.rows:
         cells = (_with_sd(l0, l0_sd, 1), _with_sd(fvu, fvu_sd, 4), _with_sd(increase, increase_sd, 4))
         print(f"{name:{width}}{cells[0]:>15}{cells[1]:>18}{cells[2]:>18}{100 * dead:>6.1f} %{seeds:>7}")
-    for floor in final["floors"]:
-        if floor["floor"] in DRAWN_FLOORS:
-            name = f"{floor['site']}, {NAMES[floor['floor']].format(k=floor['k'])}"
-            print(f"{name:{width}}{floor['l0']:>15.1f}{floor['fvu']:>18.4f}{floor['ce_increase']:>18.4f}")
+    for name, floor in floors:
+        print(f"{name:{width}}{floor['l0']:>15.1f}{floor['fvu']:>18.4f}{floor['ce_increase']:>18.4f}")
+    if lost := [f"{m['site']}/{m['name']}" for m in final["members"] if m not in usable(final["members"])]:
+        print(f"\nnot finite, and in no mean: {', '.join(lost)}")
 
 
 def _with_sd(mean: float, sd: float | None, digits: int) -> str:

@@ -1,6 +1,7 @@
 """What `experiments.sweep` does with its flags, from top to bottom."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,11 +13,11 @@ from experiments.data import Data, load_data, resolve_bos, summary
 from experiments.measuring import measure_members
 from experiments.sweep import Flags
 from experiments.sweep_members import Choice, check_k, choices, knob
-from experiments.sweep_report import print_table, write_report
+from experiments.sweep_report import print_table, usable, write_report
 from experiments.train_sae_run import FLOOR_FIGURES, make_pace, provenance
 from sparse_jax.activations import (
-    Block,
     RememberedBlocks,
+    SiteBlock,
     SiteBlocks,
     Statistics,
     collect_site_statistics,
@@ -42,11 +43,11 @@ from sparse_jax.training import (
     read_lines,
     run_ensemble,
     settings_for,
-    steps_taken,
     total_rows,
-    trained,
     with_member,
 )
+from sparse_jax.training.ensemble import trained
+from sparse_jax.training.state import steps_taken
 
 # What a member's line in metrics.jsonl holds when it is measured before the end.
 ALONG_FIGURES = ("l0", "fvu", "ce_increase", "dead_fraction", "tokens_evaluated")
@@ -88,7 +89,7 @@ def run(flags: Flags) -> int:
         "tokens_per_second": tokens_here / train_seconds if tokens_here else None,
         "seconds": time.perf_counter() - started,
     }
-    along = [line for line in read_lines(flags.out / "metrics.jsonl") if "share" in line]
+    along = usable([line for line in read_lines(flags.out / "metrics.jsonl") if "share" in line])
     write_report(flags.out, final, along)
     run_folder.write_json(flags.out / "metrics.json", final)
     print_table(final)
@@ -192,7 +193,7 @@ def train(
         resample = resampler(flags, groups, pace, window, lines.write)
         measure = measurer(flags, by_site, groups, chosen, statistics, pace, lines.write)
 
-        def after_step(states: tuple, block: Block, done: int) -> tuple:
+        def after_step(states: tuple, block: SiteBlock, done: int) -> tuple:
             states = resample(states, block, done)
             measure(states, done)
             return states
@@ -222,19 +223,18 @@ def train(
 
 def resampler(
     flags: Flags, groups: Sequence[Group], pace: Pace, window: int, log: Callable[[dict], None]
-) -> Callable[[tuple, Block, int], tuple]:
+) -> Callable[[tuple, SiteBlock, int], tuple]:
     """What is done after each step: nothing, but at the steps where silent features are started again."""
     resampling = Resampling(flags.resample_at)
     at = resampling.steps(pace.total)
     resamples = [make_resample(each.dictionary, window) for each in groups] if at else []
 
-    def after_step(states: tuple, block: Block, done: int) -> tuple:
+    def after_step(states: tuple, block: SiteBlock, done: int) -> tuple:
         if done not in at:
             return states
         made = []
         for each, own, resample in zip(groups, states, resamples):
-            rows = slice(min(resampling.rows, len(block.x[each.site])))
-            x, weight = block.x[each.site][rows], block.weight[each.site][rows]
+            x, weight = (values[: resampling.rows] for values in block.at(each.site)[:2])
             for i, member in enumerate(each.members):
                 state, count = resample(member_state(own, i), x, weight)
                 log({"step": done, "member": member.name, "resampled": int(count)})
@@ -320,7 +320,7 @@ def finish(
         )
         for name, dictionary in saved.items():
             entry = {**member_entry(site, chosen[name], dictionary), "tokens_trained": seen[name]}
-            members.append({**entry, **measured.figures[name], "unmasked": measured.unmasked[name]})
+            members.append({**entry, **finite(measured.figures[name]), "unmasked": finite(measured.unmasked[name])})
         kept = ("floor", "k", *FLOOR_FIGURES)
         floors += [{"site": site, **{key: floor[key] for key in kept}} for floor in site_floors]
         clean[site] = {key: members[-1][key] for key in ("ce_clean", "ce_zero", "ce_mean")}
@@ -340,8 +340,13 @@ def finish(
         "masks": masks,
         "members": members,
         "floors": floors,
-        "fronts": fronts(members),
+        "fronts": fronts(usable(members)),
     }
+
+
+def finite(figures: dict) -> dict:
+    """The figures with None for what is not finite: JSON has no such number. A member may have diverged."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
 def member_entry(site: str, choice: Choice, trained: Normalised) -> dict:

@@ -224,18 +224,18 @@ def test_an_interrupted_sweep_ends_with_the_same_bits(steps, finished, model, te
 def test_coefficients_are_moved_to_wished_l0s_and_silent_features_start_again(model, text, tmp_path):
     given = flags(
         model, text, tmp_path / "out", L1(expansion=4, l1=0.5), sites=("resid_post.0",), sparsities=(),
-        target_l0s=(4.0, 12.0), tokens=16_384, dead_window=200, resample_at=(0.25,), measure_at=(1.0,),
-        drop_outliers=True,
+        target_l0s=(6.0, 12.0), tokens=16_384, dead_window=200, resample_at=(0.25,), measure_at=(1.0,),
+        drop_outliers=True, learning_rates=(1e-2,),
     )  # fmt: skip
     assert sweep.main(given) == 0
     final = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert final["knob"] == "target L0"
     (front,) = final["fronts"]
-    assert [point["sparsity"] for point in front["points"]] == [4.0, 12.0]
+    assert [point["sparsity"] for point in front["points"]] == [6.0, 12.0]
     assert front["points"][0]["l0"]["high"] < front["points"][1]["l0"]["low"]
     resampled = [line for line in lines_of(tmp_path / "out") if "resampled" in line]
     assert [line["step"] for line in resampled] == [32] * 4
-    card = read_card(tmp_path / "out" / "dictionaries" / "resid_post.0" / "target-l0-4_4x_lr-0.001_seed-0")
+    card = read_card(tmp_path / "out" / "dictionaries" / "resid_post.0" / "target-l0-6_4x_lr-0.01_seed-0")
     assert card["provenance"]["max_norm"] == pytest.approx(final["masks"]["resid_post.0"]["outlier_norm"])
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<svg") == 2

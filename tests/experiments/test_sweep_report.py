@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.sweep_report import front_table, print_table, site_figures, write_report
+from experiments.sweep_report import front_table, print_table, site_figures, usable, write_report
 from sparse_jax.metrics import fronts
 
 SITES = ("resid_post.2", "resid_post.3")
@@ -73,6 +73,19 @@ def test_figures_say_what_they_show():
     assert len(figures) == 2
     assert "One seed" in figures[0][1]
     assert 'class="e ' not in figures[0][0]
+
+
+def test_a_member_without_figures_has_no_place_in_a_front(capsys, tmp_path):
+    final, along = sweep_of()
+    lost = final["members"][0]
+    lost["fvu"] = lost["ce_increase"] = None  # as metrics.json has what is not finite
+    assert usable(final["members"]) == final["members"][1:]
+    final["fronts"] = fronts(usable(final["members"]))
+    print_table(final)
+    assert f"not finite, and in no mean: {lost['site']}/{lost['name']}\n" in capsys.readouterr().out
+    (tmp_path / "config.json").write_text("{}")
+    write_report(tmp_path, final, along)
+    assert "–" in (tmp_path / "report.html").read_text()
 
 
 def test_a_ce_increase_below_zero_is_drawn():
