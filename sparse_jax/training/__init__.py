@@ -29,6 +29,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "read_lines": "sinks",
         "reconstructor": "floors",
         "run": "loop",
+        "run_ensemble": "loop",
         "settings_for": "state",
         "total_rows": "state",
         "with_member": "ensemble",

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 
 from sparse_jax.errors import InputError
-from sparse_jax.training.state import TrainState
+from sparse_jax.training.ensemble import States, members_of, with_members
+from sparse_jax.training.state import TrainState, steps_taken
 
 
 class Checkpoints:
@@ -37,14 +38,19 @@ class Checkpoints:
         newest = self._checkpointer.latest
         return None if newest is None else newest.step
 
-    def save(self, state: TrainState) -> None:
-        """Write a checkpoint under the state's step, unless that step's is there."""
-        step = int(state.step)
-        if self.latest() != step:
-            self._checkpointer.save(step, _storable(state), force=True)
+    def save(self, state: TrainState | tuple[States, ...]) -> None:
+        """Write a checkpoint under the state's step, unless that step's is there.
 
-    def restore(self, like: TrainState) -> TrainState:
-        """The newest checkpoint, with `like`'s shapes, dtypes and shardings.
+        Args:
+            state: of a run, or those of an ensemble's groups; what is written of an ensemble is the same whichever way
+                it is stepped.
+        """
+        step = steps_taken(state)
+        if self.latest() != step:
+            self._checkpointer.save(step, _stored(state), force=True)
+
+    def restore(self, like: Any) -> Any:
+        """The newest checkpoint, with `like`'s structure, shapes, dtypes and shardings.
 
         Raises:
             InputError: there is none, or it does not fit the run's flags.
@@ -52,12 +58,42 @@ class Checkpoints:
         step = self.latest()
         if step is None:
             raise InputError("there is no checkpoint to resume from")
+        wanted = _stored(like)
         try:
-            restored = self._checkpointer.load(step, _abstract(_storable(like)))
+            # Before any array is read: reads that are abandoned go on in the background.
+            reason = _difference(self._checkpointer.metadata(step).metadata, wanted)
+            restored = None if reason else self._checkpointer.load(step, _abstract(wanted))
         except (ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise InputError(f"checkpoint {step} does not fit this run: {reason}") from error
-        return _usable(restored, like)
+        if reason:
+            raise InputError(f"checkpoint {step} does not fit this run: {reason}")
+        if isinstance(like, TrainState):
+            return _usable(restored, like)
+        members = members_of(like)
+        return with_members(like, [_usable(restored["members"][_number(i)], of) for i, of in enumerate(members)])
+
+
+def _number(i: int) -> str:
+    """A name that sorts as its number does."""
+    return f"{i:04d}"
+
+
+def _stored(state: TrainState | tuple[States, ...]) -> dict[str, Any]:
+    if isinstance(state, TrainState):
+        return _storable(state)
+    return {"members": {_number(i): _storable(member) for i, member in enumerate(members_of(state))}}
+
+
+def _difference(saved: Any, wanted: Any) -> str | None:
+    """The first array that is not of one shape in both trees, in words; None if there is none."""
+    there, here = (
+        {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+        for tree in (saved, wanted)
+    )
+    for name in sorted({*there, *here}):
+        if there.get(name) != here.get(name):
+            return f"{name} has shape {there.get(name, '(absent)')} there, {here.get(name, '(absent)')} here"
+    return None
 
 
 def _storable(state: TrainState) -> dict[str, Any]:
@@ -75,7 +111,7 @@ def _storable(state: TrainState) -> dict[str, Any]:
 
 def enumerate_leaves(tree: Any) -> list[tuple[str, jax.Array]]:
     """Leaves of any pytree with names that sort in order, so that optimiser states need no type on disk."""
-    return [(f"{i:04d}", leaf) for i, leaf in enumerate(jax.tree.leaves(tree))]
+    return [(_number(i), leaf) for i, leaf in enumerate(jax.tree.leaves(tree))]
 
 
 def _abstract(tree: Any) -> Any:

@@ -23,6 +23,7 @@ from sparse_jax.activations.normalise import Normaliser
 from sparse_jax.dictionaries.normalised import Normalised
 from sparse_jax.dictionaries.protocol import Dictionary
 from sparse_jax.errors import InputError
+from sparse_jax.lm.sites import Site
 from sparse_jax.training.schedules import Schedule
 from sparse_jax.training.sparsity_control import Controller
 from sparse_jax.training.state import Settings, TrainState, init_state
@@ -102,6 +103,15 @@ def _check(member: Member) -> None:
         )
 
 
+def check_harvested(groups: Sequence[Group], sites: Sequence[Site]) -> None:
+    """Raises InputError if members stand at a site that is not among those that are harvested."""
+    names = [str(site) for site in sites]
+    for of in groups:
+        if of.site not in names:
+            members = ", ".join(member.name for member in of.members)
+            raise InputError(f"site {of.site} of {members} is not among those that are harvested ({', '.join(names)})")
+
+
 def _static(dictionary: Dictionary) -> tuple:
     """What decides the compiled step of a dictionary: everything but the values of its coefficients."""
     traced = set(dictionary.coefficient_fields.values())
@@ -174,6 +184,22 @@ def with_member(states: States, i: int, state: TrainState) -> States:
     if isinstance(states, tuple):
         return (*states[:i], state, *states[i + 1 :])
     return jax.tree.map(lambda leaf, new: leaf.at[i].set(new), states, state)
+
+
+def members_of(groups: Sequence[States]) -> list[TrainState]:
+    """The states of all members of all groups, in order."""
+    return [member_state(states, i) for states in groups for i in range(_count(states))]
+
+
+def with_members(groups: Sequence[States], states: Sequence[TrainState]) -> tuple[States, ...]:
+    """The inverse of `members_of`: the states in groups (and ways) like `groups`."""
+    rest = iter(states)
+    taken = [[next(rest) for _ in range(_count(like))] for like in groups]
+    return tuple(tuple(of) if isinstance(like, tuple) else stack(of) for like, of in zip(groups, taken))
+
+
+def _count(states: States) -> int:
+    return len(states) if isinstance(states, tuple) else states.step.shape[0]
 
 
 def trained(group: Group, states: States, i: int) -> Normalised:

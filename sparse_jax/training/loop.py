@@ -1,16 +1,22 @@
-"""The loop: blocks of activations through the step, with logs, checkpoints and a way to stop in between."""
+"""The loop: blocks of activations through the step, with logs, checkpoints and a way to stop in between.
 
-from collections.abc import Callable
+`run` is the loop of a single dictionary and of an ensemble alike; `run_ensemble` calls it with all groups as one state.
+"""
+
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeVar
 
 import jax
 from jax import lax
 
-from sparse_jax.activations.blocks import Block, Blocks, RememberedBlocks
+from sparse_jax.activations.blocks import Block, Blocks, RememberedBlocks, SiteBlock, SiteBlocks
 from sparse_jax.errors import InputError
 from sparse_jax.training.checkpoints import Checkpoints
-from sparse_jax.training.state import TrainState, total_rows
+from sparse_jax.training.ensemble import Group, States, check_harvested
+from sparse_jax.training.state import TrainState, steps_taken, total_rows
 
 
 @dataclass(frozen=True)
@@ -30,34 +36,46 @@ class Pace:
     checkpoint_every: int
 
 
+State = TypeVar("State", bound=Any)
+
+
+def one_row(state: TrainState, metrics: dict) -> list[dict]:
+    """What is logged of a single dictionary: one row."""
+    metrics, seen = jax.device_get((metrics, state.rows_seen))
+    return [{"tokens": total_rows(seen), **{name: float(value) for name, value in metrics.items()}}]
+
+
 def run(
-    state: TrainState,
-    step: Callable,
-    blocks: Blocks | RememberedBlocks,
+    state: State,
+    step: Callable[[State, Any, Any], tuple[State, Any]],
+    blocks: Blocks | SiteBlocks | RememberedBlocks,
     pace: Pace,
     *,
     log: Callable[[dict], None],
     checkpoints: Checkpoints | None,
-    after_step: Callable[[TrainState, Block, int], TrainState] = lambda state, block, done: state,
+    after_step: Callable[[State, Block | SiteBlock, int], State] = lambda state, block, done: state,
     should_stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda tokens: None,
-) -> TrainState:
+    rows: Callable[[State, Any], list[dict]] = one_row,
+) -> State:
     """Take steps until `pace.total`, or until `should_stop()`; a checkpoint is saved at the end either way.
 
     The position in the data is the state's own step: step i takes batch i modulo the batches of a block, of block
     i // that number.
 
     Args:
+        step: gets the state, and of a batch x and weight: arrays, or dicts by site as the blocks have them.
         log: gets {"step", "tokens", metrics...}, as Python numbers.
         after_step: gets the state, the block of activations at hand and the number of steps taken, and returns the
             state to go on with; called before a checkpoint is saved.
         progress: gets the number of tokens of each finished step.
+        rows: state and metrics -> what is logged, without the step.
 
     Raises:
-        InputError: activations or the loss are not finite (said where); nothing is saved then.
+        InputError: activations or every loss are not finite (said where); nothing is saved then.
     """
     per_block = blocks.tokens_per_block // pace.batch
-    start = int(state.step)
+    start = steps_taken(state)
     block = None
     for number in range(start, pace.total):
         if should_stop():
@@ -65,18 +83,13 @@ def run(
         index, offset = divmod(number, per_block)
         if block is None or offset == 0:
             block = blocks[index]
-        x, weight = _slice(block.x, block.weight, offset * pace.batch, pace.batch)
+        x, weight = _slice((block.x, block.weight), offset * pace.batch, pace.batch)
         state, metrics = step(state, x, weight)
         progress(pace.batch)
         done = number + 1
         state = after_step(state, block, done)
         if done % pace.log_every == 0 or done == pace.total or number == start:
-            row = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            if row["loss"] != row["loss"] or abs(row["loss"]) == float("inf"):
-                raise InputError(
-                    f"the loss is {row['loss']} at step {done}: lower the learning rate or the coefficients"
-                )
-            log({"step": done, "tokens": total_rows(jax.device_get(state.rows_seen)), **row})
+            _log(log, rows(state, metrics), done)
         if checkpoints and done % pace.checkpoint_every == 0 and done < pace.total:
             checkpoints.save(state)
     if checkpoints:
@@ -84,6 +97,56 @@ def run(
     return state
 
 
-@partial(jax.jit, static_argnums=3)
-def _slice(x: jax.Array, weight: jax.Array, start: int, size: int) -> tuple[jax.Array, jax.Array]:
-    return lax.dynamic_slice_in_dim(x, start, size), lax.dynamic_slice_in_dim(weight, start, size)
+def _log(log: Callable[[dict], None], rows: list[dict], done: int) -> None:
+    if not any(math.isfinite(row["loss"]) for row in rows):
+        raise InputError(f"the loss is {rows[0]['loss']} at step {done}: lower the learning rate or the coefficients")
+    for row in rows:
+        log({"step": done, **row})
+
+
+@partial(jax.jit, static_argnums=2)
+def _slice(values: Any, start: int, size: int) -> Any:
+    return jax.tree.map(lambda each: lax.dynamic_slice_in_dim(each, start, size), values)
+
+
+def run_ensemble(
+    states: tuple[States, ...],
+    steps: Sequence[Callable[[States, jax.Array, jax.Array], tuple[States, dict[str, jax.Array]]]],
+    groups: Sequence[Group],
+    blocks: SiteBlocks | RememberedBlocks,
+    pace: Pace,
+    **options: Any,
+) -> tuple[States, ...]:
+    """`run` for an ensemble: every group steps on the same batch, in one pass over the blocks.
+
+    Args:
+        states, steps: one for each group (`init_ensemble`, `make_ensemble_step`).
+        groups: what `group` made.
+        blocks: of all sites of the groups.
+        pace, options: as for `run`. The state that `after_step` gets and returns is `states`; `log` gets a row for
+            each member, with its name as "member".
+
+    Raises:
+        InputError: a group's site is not harvested; activations are not finite; the loss of no member is. A member
+            whose loss alone is not finite is logged so, and does not stop the others.
+    """
+    check_harvested(groups, getattr(blocks, "blocks", blocks).sites)
+
+    def step(states, x, weight):
+        stepped = [each(state, x[of.site], weight[of.site]) for each, state, of in zip(steps, states, groups)]
+        return tuple(state for state, _ in stepped), [metrics for _, metrics in stepped]
+
+    def rows(states, metrics):
+        return [row for of, state, each in zip(groups, states, metrics) for row in _member_rows(of, state, each)]
+
+    return run(states, step, blocks, pace, rows=rows, **options)
+
+
+def _member_rows(of: Group, states: States, metrics: dict[str, jax.Array]) -> list[dict]:
+    seen = states.rows_seen if isinstance(states, TrainState) else [state.rows_seen for state in states]
+    metrics, seen = jax.device_get((metrics, seen))
+    return [
+        {"member": member.name, "tokens": total_rows(seen[i])}
+        | {name: float(values[i]) for name, values in metrics.items()}
+        for i, member in enumerate(of.members)
+    ]

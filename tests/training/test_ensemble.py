@@ -105,6 +105,7 @@ def test_members_that_differ_only_in_what_is_traced_form_a_group():
     [
         (TopK(k=3), BatchTopK(k=3)),
         (Lp(p=0.5), Lp(p=1.0)),  # does not anneal
+        (Lp(p=0.5, hold_strength=False), Lp(p=1.0, hold_strength=False)),
         (TopK(k=3), TopK(k=3, anneal_from=6)),
         (TopK(k=3, aux_k=2), TopK(k=3, aux_k=3)),
         (MatchingPursuit(k=3), MatchingPursuit(k=2)),
