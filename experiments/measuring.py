@@ -126,7 +126,7 @@ def measure_members(
     measured = evaluate_each(
         data.lm,
         Setting(data.site, drop),
-        _with_bar(eval_batches(data, numbers), len(numbers), f"measuring {data.site}"),
+        _with_bar(eval_batches(data, numbers), len(numbers), f"measuring {data.site}", stays=block is not None),
         {**{name: reconstructor(trained) for name, trained in members.items()}, **floors},
         mean=statistics.mean,
         outlier_norm=outlier_norm,
@@ -136,10 +136,11 @@ def measure_members(
     return measured, [{"floor": name, "k": k, **measured.figures[name, k]} for name, k in floors]
 
 
-def _with_bar(batches: Iterator[EvalBatch], rows: int, words: str) -> Iterator[EvalBatch]:
+def _with_bar(batches: Iterator[EvalBatch], rows: int, words: str, stays: bool = True) -> Iterator[EvalBatch]:
     from tqdm import tqdm
 
-    return tqdm(batches, total=-(-rows // ROWS_AT_ONCE), desc=words, unit="batch", mininterval=0.5)
+    total = -(-rows // ROWS_AT_ONCE)
+    return tqdm(batches, total=total, desc=words, unit="batch", mininterval=0.5, leave=stays)
 
 
 def _counted(block: Block) -> jax.Array:
