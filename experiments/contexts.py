@@ -75,8 +75,14 @@ def main(flags: Flags) -> int:
 
 
 def train_flags(run: Path) -> TrainFlags:
-    """The flags that a run was trained with, from its config.json."""
+    """The flags that a run was trained with, from its config.json.
+
+    Raises:
+        InputError: there is no run, or another experiment's.
+    """
     saved = run_folder.read_config(run)["flags"]
+    if unknown := sorted(set(saved) - set(TrainFlags.__dataclass_fields__)):
+        raise InputError(f"{run} is no run of train_sae: its flags have {', '.join(unknown)}")
     saved["dictionary"] = from_json(saved["dictionary"])
     saved["schedule"] = Schedule(**saved["schedule"])
     saved["resample_at"] = tuple(saved["resample_at"])

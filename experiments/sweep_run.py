@@ -227,16 +227,18 @@ def resampler(
     """What is done after each step: nothing, but at the steps where silent features are started again."""
     resampling = Resampling(flags.resample_at)
     at = resampling.steps(pace.total)
-    resamples = [make_resample(each.dictionary, window) for each in groups] if at else []
+    # A member's own dictionary encodes with its own k.
+    own_dictionaries = {member.dictionary for each in groups for member in each.members}
+    resamples = {dictionary: make_resample(dictionary, window) for dictionary in own_dictionaries} if at else {}
 
     def after_step(states: tuple, block: SiteBlock, done: int) -> tuple:
         if done not in at:
             return states
         made = []
-        for each, own, resample in zip(groups, states, resamples):
+        for each, own in zip(groups, states):
             x, weight = (values[: resampling.rows] for values in block.at(each.site)[:2])
             for i, member in enumerate(each.members):
-                state, count = resample(member_state(own, i), x, weight)
+                state, count = resamples[member.dictionary](member_state(own, i), x, weight)
                 log({"step": done, "member": member.name, "resampled": int(count)})
                 own = with_member(own, i, state)
             made.append(own)

@@ -1,6 +1,6 @@
 """One pass over held-out text that measures dictionaries, floors and the ablations on the same tokens."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -101,10 +101,10 @@ class Measured:
         fired: reconstructor -> `[n_features]` on how many evaluation tokens each feature fired.
     """
 
-    figures: dict[str, dict[str, float]]
-    unmasked: dict[str, dict[str, float]]
+    figures: dict[Hashable, dict[str, float]]
+    unmasked: dict[Hashable, dict[str, float]]
     mask: dict[str, float]
-    fired: dict[str, np.ndarray]
+    fired: dict[Hashable, np.ndarray]
 
 
 class EvalBatch(NamedTuple):
@@ -268,11 +268,11 @@ def evaluate_each(
     lm: LanguageModel,
     setting: Setting,
     batches: Iterable[EvalBatch],
-    reconstructors: dict[str, Reconstructor],
+    reconstructors: dict[Hashable, Reconstructor],
     *,
     mean: np.ndarray,
     outlier_norm: float,
-    unmasked: Collection[str] = (),
+    unmasked: Collection[Hashable] = (),
     at_once: int | None = None,
 ) -> Measured:
     """Measure many reconstructors on the same tokens, in one pass over the text.
@@ -319,7 +319,7 @@ def evaluate_each(
     if mask is None or sums[names[0], "masked"].reconstruction.tokens == 0:
         raise InputError("no evaluation token counts: the evaluation text is empty or the mask drops all of it")
 
-    def figures(name: str, which: str) -> dict[str, float]:
+    def figures(name: Hashable, which: str) -> dict[str, float]:
         zero, mean = (sums["ablated", kind, which].splice for kind in ("zero", "mean"))
         return _figures(sums[name, which], clean[which], zero, mean)
 
