@@ -8,10 +8,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from experiments import command, contexts, sweep, train_sae
+from experiments.replacement import load_replacement, read_provenance
 from experiments.sweep import Flags
 from experiments.sweep_members import choices, knob
+from sparse_jax.activations import Statistics
 from sparse_jax.dictionaries import DICTIONARIES, L1, JumpReLU, TopK, load, read_card
 from sparse_jax.errors import InputError
+from sparse_jax.lm.load import load as load_model
 
 # 24 steps.
 COMMON = {
@@ -242,6 +245,16 @@ def test_coefficients_are_moved_to_wished_l0s(model, text, tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<svg") == 2
     assert "along training" not in page
+
+
+@pytest.mark.slow
+def test_a_member_can_stand_in_for_its_site_with_the_mean_of_its_training(finished, model):
+    folder = finished / "dictionaries" / "resid_post.1" / "k-4_2x_lr-0.001_seed-1"
+    config = load_model(str(model)).config
+    read = load_replacement(folder, read_provenance(folder), config, "", allow_other=True)
+    statistics = Statistics.load(finished / "dictionaries" / "resid_post.1" / "statistics.npz")
+    assert str(read.site) == "resid_post.1"
+    np.testing.assert_array_equal(read.mean, statistics.mean)
 
 
 @pytest.mark.slow

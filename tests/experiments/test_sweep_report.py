@@ -1,5 +1,7 @@
 """The report of a sweep, made from figures that are given: what it says, and how it looks in a browser."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -64,7 +66,9 @@ def test_figures_say_what_they_show():
     assert "over 3 seeds" in at_end[1]
     assert "25 %, 50 % of the run and at its end" in along_training[1]
     assert "32,768" in along_training[1]
-    assert at_end[0].count('class="e ') == 16  # one pair of error bars for each point, none for floors
+    bars = re.findall('class="e [^"]*" d="([^"]*)"', at_end[0])
+    assert len(bars) == 16  # one pair for each point, none for floors
+    assert all("H" in bar and "V" in bar for bar in bars)
     assert along_training[0].count('class="e ') == 0
     assert along_training[0].count("<g opacity=") == 8  # four fronts, at two shares
     assert "PCA" in at_end[0]
