@@ -46,6 +46,8 @@ def write_report(out: Path, final: dict, along: list[dict]) -> None:
 def site_figures(site: str, final: dict, along: list[dict]) -> list[tuple[str, str]]:
     """FVU and CE increase against L0 at the end of training, then both along training, each with its caption."""
     at_end = [front for front in final["fronts"] if front["site"] == site]
+    if not at_end:  # every member here has diverged
+        return []
     labels = front_labels(final)
     floors = [floor for floor in final["floors"] if floor["site"] == site]
     seeds = max(point["l0"]["count"] for front in at_end for point in front["points"])

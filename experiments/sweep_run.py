@@ -274,7 +274,8 @@ def measurer(
             )
             for name, figures in measured.figures.items():
                 entry = member_entry(site, chosen[name], members[name])
-                log({"step": done, "share": at[done], **entry, **{key: figures[key] for key in ALONG_FIGURES}})
+                kept = {key: figures[key] for key in ALONG_FIGURES}
+                log({"step": done, "member": name, "share": at[done], **entry, **kept})
 
     return measure
 

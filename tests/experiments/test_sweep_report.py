@@ -87,6 +87,12 @@ def test_a_member_without_figures_has_no_place_in_a_front(capsys, tmp_path):
     final["fronts"] = fronts(usable(final["members"]))
     print_table(final)
     assert f"not finite, and in no mean: {lost['site']}/{lost['name']}\n" in capsys.readouterr().out
+    for member in final["members"]:
+        if member["site"] == SITES[0]:
+            member["fvu"] = None
+    final["fronts"] = fronts(usable(final["members"]))
+    assert site_figures(SITES[0], final, along) == []
+    assert len(site_figures(SITES[1], final, along)) == 4
     (tmp_path / "config.json").write_text("{}")
     write_report(tmp_path, final, along)
     assert "–" in (tmp_path / "report.html").read_text()
