@@ -57,7 +57,8 @@ def main(flags: Flags) -> int:
     if flags.count < 1 or flags.k < 1 or not 0 <= flags.at_least <= 1:
         raise InputError("--count and --k must be positive, --at-least a share from 0 to 1")
     trained_with = train_flags(flags.run)
-    data = load_data(trained_with).in_float32()
+    (data,) = load_data(trained_with, trained_with.site)
+    data = data.in_float32()
     trained = in_float32(load(flags.run))
     numbers = eval_rows(data, trained_with.eval_tokens)
     if flags.basis == "neurons":
@@ -74,8 +75,14 @@ def main(flags: Flags) -> int:
 
 
 def train_flags(run: Path) -> TrainFlags:
-    """The flags that a run was trained with, from its config.json."""
+    """The flags that a run was trained with, from its config.json.
+
+    Raises:
+        InputError: there is no run, or another experiment's.
+    """
     saved = run_folder.read_config(run)["flags"]
+    if unknown := sorted(set(saved) - set(TrainFlags.__dataclass_fields__)):
+        raise InputError(f"{run} is no run of train_sae: its flags have {', '.join(unknown)}")
     saved["dictionary"] = from_json(saved["dictionary"])
     saved["schedule"] = Schedule(**saved["schedule"])
     saved["resample_at"] = tuple(saved["resample_at"])

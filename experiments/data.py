@@ -70,30 +70,29 @@ class Data:
             "eval_tokens_available": self.evaluation.n_tokens,
         }
 
-    def summary(self) -> str:
-        """What is about to be done, in a few lines."""
-        flags, train, held = self.flags, self.train, self.evaluation
-        epochs = flags.tokens / train.n_tokens
-        passes = f"{epochs:.2f} of the text" if epochs <= 1 else f"{epochs:.2f} epochs: more than the text holds"
-        return (
-            f"model {flags.model}: {self.lm.config.n_layers} layers, d_model {self.lm.config.d_model}; "
-            f"site {self.site} of width {self.width}\n"
-            f"text {flags.text}: {train.n_tokens:,} tokens of {len(train.documents)} documents to train on; "
-            f"{flags.tokens:,} will be seen ({passes})\n"
-            f"held out: {held.n_tokens:,} tokens of {len(held.documents)} documents, "
-            f"{min(flags.eval_tokens, held.n_tokens):,} of them for evaluation"
-        )
+
+def summary(sites: list[Data]) -> str:
+    """What is about to be done with one model and text at one or several sites, in a few lines."""
+    data = sites[0]
+    flags, train, held, config = data.flags, data.train, data.evaluation, data.lm.config
+    epochs = flags.tokens / train.n_tokens
+    passes = f"{epochs:.2f} of the text" if epochs <= 1 else f"{epochs:.2f} epochs: more than the text holds"
+    return (
+        f"model {flags.model}: {config.n_layers} layers, d_model {config.d_model}; "
+        f"{', '.join(f'site {each.site} of width {each.width}' for each in sites)}\n"
+        f"text {flags.text}: {train.n_tokens:,} tokens of {len(train.documents)} documents to train on; "
+        f"{flags.tokens:,} will be seen ({passes})\n"
+        f"held out: {held.n_tokens:,} tokens of {len(held.documents)} documents, "
+        f"{min(flags.eval_tokens, held.n_tokens):,} of them for evaluation"
+    )
 
 
 def check_numbers(flags: Any) -> None:
     """Raises InputError for numbers that no run can use, before anything is loaded."""
-    positive = ("tokens", "eval_tokens", "batch", "block_rows", "statistics_tokens", "dead_window", "log_every",
-                "checkpoint_every", "learning_rate")  # fmt: skip
-    for name in positive:
-        if not getattr(flags, name) > 0:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(flags, name)}: give a positive number")
-    if flags.seed < 0 or flags.report_features < 0:
-        raise InputError("--seed and --report-features cannot be negative")
+    check_positive(flags, "tokens", "eval_tokens", "batch", "block_rows", "statistics_tokens", "dead_window",
+                   "log_every", "checkpoint_every")  # fmt: skip
+    if flags.seed < 0:
+        raise InputError(f"--seed {flags.seed}: a seed cannot be negative")
     if flags.tokens < flags.batch:
         raise InputError(f"--tokens {flags.tokens} is below one batch of {flags.batch}: give more tokens")
     if flags.block_rows % CHUNK_ROWS:
@@ -103,6 +102,15 @@ def check_numbers(flags: Any) -> None:
             f"--batch {flags.batch} does not divide a block of {flags.block_rows} rows x {flags.context} tokens "
             f"({flags.block_rows * flags.context}); change --batch or --block-rows"
         )
+
+
+def check_positive(flags: Any, *names: str) -> None:
+    """Raises InputError unless each of these flags, a number or several, is above zero."""
+    for name in names:
+        value = getattr(flags, name)
+        if not all(number > 0 for number in (value if isinstance(value, tuple) else (value,))):
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            raise InputError(f"--{name.replace('_', '-')} {shown}: give a positive number")
 
 
 def resolve_bos(flags: Any) -> Any:
@@ -130,16 +138,17 @@ def check_fits(lm: LanguageModel, tokenizer: Tokenizer, flags: Any) -> None:
         )
 
 
-def load_data(flags: Any) -> Data:
-    """Load the model, check the site, read and pack the text.
+def load_data(flags: Any, *sites: str) -> list[Data]:
+    """Load the model, check the sites, read and pack the text: one Data for each site, of the same model and text.
 
     Raises:
         InputError: whatever of these cannot be used, cheap checks first.
     """
     tokenizer = load_tokenizer(resolve(flags.model, flags.revision))
     lm = load(flags.model, flags.revision, dtype=flags.compute_dtype)
-    site = check_site(lm.config, flags.site)
-    site_width(lm.config, site)
+    checked = [check_site(lm.config, site) for site in sites]
+    for site in checked:
+        site_width(lm.config, site)
     check_fits(lm, tokenizer, flags)
     sides = split(
         flags.text, flags.eval_text, fraction=flags.holdout, text_field=flags.text_field,
@@ -154,7 +163,7 @@ def load_data(flags: Any) -> Data:
     train, evaluation = (
         pack(side, tokenizer, flags.context, limit=limit, **packing) for side, limit in zip(sides, limits)
     )
-    return Data(lm, tokenizer, site, train, evaluation, flags)
+    return [Data(lm, tokenizer, site, train, evaluation, flags) for site in checked]
 
 
 def weights_sha256(model: str, revision: str | None) -> str:

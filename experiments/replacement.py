@@ -115,8 +115,13 @@ def load_replacement(path: Path, provenance: dict, config: Any, weights_sha256: 
 
 
 def _training_mean(path: Path, width: int) -> np.ndarray | None:
-    """From `statistics.npz` of the run folder, which is `path` or holds it as `dictionaries/NAME`."""
-    folders = (path, path.parent.parent) if path.parent.name == "dictionaries" else (path,)
+    """From `statistics.npz` of the run folder, which is `path` or holds it as `dictionaries/NAME`; or of its site's.
+
+    A sweep keeps `dictionaries/SITE/NAME`, and the statistics of a site beside its dictionaries.
+    """
+    folders = [path]
+    folders += [path.parent.parent] if path.parent.name == "dictionaries" else []
+    folders += [path.parent] if path.parent.parent.name == "dictionaries" else []
     found = next((file for folder in folders if (file := folder / "statistics.npz").is_file()), None)
     if found is None:
         return None

@@ -5,12 +5,14 @@ import time
 from collections.abc import Callable
 
 from experiments import command, run_folder
-from experiments.data import Data, check_numbers, load_data, resolve_bos
+from experiments.data import Data, check_numbers, check_positive, load_data, resolve_bos, summary
 from experiments.measuring import measure
 from experiments.train_sae import Flags
 from experiments.train_sae_report import print_table, write_report
+from experiments.training_flags import TrainingFlags
 from sparse_jax.activations import Block, Blocks, RememberedBlocks, Statistics, collect_statistics, fit_normaliser
 from sparse_jax.dictionaries import Dictionary, Normalised, save, to_json
+from sparse_jax.errors import InputError
 from sparse_jax.metrics import Evaluation
 from sparse_jax.numerics.allocator import keep_freed_memory
 from sparse_jax.numerics.precision import fast_dtype
@@ -42,20 +44,23 @@ def run(flags: Flags) -> int:
     if flags.compute_dtype == "auto":  # config.json says what it came to: a resumed run must not choose anew
         flags = dataclasses.replace(flags, compute_dtype=fast_dtype())
     check_numbers(flags)
+    check_positive(flags, "learning_rate")
+    if flags.report_features < 0 or (flags.order_seed or 0) < 0:
+        raise InputError("--report-features and --order-seed cannot be negative")
     Resampling(flags.resample_at)  # what cannot be is told before anything is loaded or removed
     check_target(flags.dictionary, flags.target_l0)
     earlier = run_folder.prepare(flags.out, resume=flags.resume, overwrite=flags.overwrite)
     flags = resolve_bos(flags)
     if earlier is not None:
         run_folder.check_same(earlier["flags"], run_folder.jsonable(flags), flags.out)
-    data = load_data(flags)
+    (data,) = load_data(flags, flags.site)
     if flags.overwrite:
         run_folder.clear(flags.out)
     dictionary = flags.dictionary.sized(data.width, compute_dtype=flags.compute_dtype)
-    pace = make_pace(flags, data)
+    pace = make_pace(flags)
     if not flags.resume:
         write_config(flags, data, dictionary, pace)
-    print(data.summary(), flush=True)
+    print(summary([data]), flush=True)
     statistics, blocks = measure_activations(flags, data)
     training_started = time.perf_counter()
     state, tokens_here = train(flags, dictionary, blocks, statistics, pace)
@@ -65,9 +70,9 @@ def run(flags: Flags) -> int:
         return command.EXIT_INTERRUPTED
     trained = Normalised(dictionary, state.params, state.normaliser)
     tokens_trained = total_rows(state.rows_seen)
-    save(flags.out / "dictionaries" / str(data.site), trained, provenance(flags, data, statistics, tokens_trained))
+    save(flags.out / "dictionaries" / str(data.site), trained, provenance(data, statistics, tokens_trained, flags.seed))
     evaluation, floors_k = measure(
-        data, trained, statistics, blocks, eval_tokens=flags.eval_tokens, seed=flags.seed, drop=flags.drop_outliers
+        data, trained, statistics, blocks[0], eval_tokens=flags.eval_tokens, seed=flags.seed, drop=flags.drop_outliers
     )
     final = final_figures(flags, data, dictionary, evaluation, tokens_trained, floors_k)
     final |= {
@@ -81,7 +86,7 @@ def run(flags: Flags) -> int:
     return 0
 
 
-def make_pace(flags: Flags, data: Data) -> Pace:
+def make_pace(flags: TrainingFlags) -> Pace:
     """Steps of the run; the batch divides a block of rows."""
     total = flags.tokens // flags.batch
     return Pace(flags.batch, total, flags.log_every, flags.checkpoint_every)
@@ -97,7 +102,8 @@ def write_config(flags: Flags, data: Data, dictionary: Dictionary, pace: Pace) -
 
 def measure_activations(flags: Flags, data: Data) -> tuple[Statistics, RememberedBlocks]:
     """Statistics of the first training blocks (kept in the run folder), and the blocks with the mask they decide."""
-    every = Blocks(data.lm, data.train, data.site, flags.seed, flags.block_rows)
+    order = flags.seed if flags.order_seed is None else flags.order_seed
+    every = Blocks(data.lm, data.train, data.site, order, flags.block_rows)
     blocks = RememberedBlocks(every, data.width)  # training starts with the blocks that the statistics are made of
     path = flags.out / "statistics.npz"
     if flags.resume and path.exists():
@@ -172,10 +178,10 @@ def resampler(
     return after_step
 
 
-def provenance(flags: Flags, data: Data, statistics: Statistics, tokens_trained: int) -> dict:
+def provenance(data: Data, statistics: Statistics, tokens_trained: int, seed: int) -> dict:
     """Where a dictionary came from, for its card. `max_norm`: tokens above it were masked; None if none was."""
-    max_norm = data.outlier_ratio * statistics.median_norm if flags.drop_outliers else None
-    return {**data.identity(), "max_norm": max_norm, "tokens_trained": tokens_trained, "seed": flags.seed}
+    max_norm = data.outlier_ratio * statistics.median_norm if data.flags.drop_outliers else None
+    return {**data.identity(), "max_norm": max_norm, "tokens_trained": tokens_trained, "seed": seed}
 
 
 def final_figures(

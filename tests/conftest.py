@@ -1,6 +1,7 @@
 """Strict settings for every test: no implicit dtype promotion, several CPU devices, warnings are errors (pyproject)."""
 
 import os
+import shutil
 from pathlib import Path
 
 # Before jax starts: four fake devices, and compiled programs kept between runs.
@@ -17,6 +18,8 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+BROWSER_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+BROWSER_FLAGS += ["--disable-background-networking", "--disable-component-update"]
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -40,3 +43,21 @@ def x64():
     """float64 for the length of a test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium: the system's, or the one that playwright has downloaded.
+
+    Playwright keeps an event loop running meanwhile, beside which Orbax cannot start its own: a module that opens pages
+    saves no checkpoints.
+    """
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+        found = found or playwright.chromium.executable_path
+        if not os.path.exists(found):
+            pytest.skip("Chromium is not installed")
+        browser = playwright.chromium.launch(executable_path=found, args=BROWSER_FLAGS)
+        yield browser
+        browser.close()

@@ -16,6 +16,8 @@ from sparse_jax.dictionaries.protocol import Dictionary, from_json, to_json
 from sparse_jax.errors import InputError
 
 _PARAMS, _CARD = "params.safetensors", "dictionary.json"
+# Of the dictionaries in a run folder, how many an error names.
+_NAMED = 8
 
 
 def save(folder: str | Path, trained: Normalised, provenance: dict) -> None:
@@ -88,9 +90,10 @@ def _saved_folder(folder: str | Path) -> Path:
     folder = Path(folder)
     if (folder / _CARD).is_file():
         return folder
-    found = sorted(folder.glob(f"dictionaries/*/{_CARD}"))
+    found = sorted(folder.glob(f"dictionaries/**/{_CARD}"))
     if len(found) == 1:
         return found[0].parent
     if not found:
         raise InputError(f"{folder} holds no dictionary ({_CARD}); give a run folder or one of its dictionaries/*")
-    raise InputError(f"{folder} holds {len(found)} dictionaries; give one of {', '.join(str(f.parent) for f in found)}")
+    names = ", ".join(str(card.parent) for card in found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
+    raise InputError(f"{folder} holds {len(found)} dictionaries; give one of {names}")

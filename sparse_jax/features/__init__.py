@@ -8,15 +8,18 @@ from sparse_jax.features.contexts import (
     sample_uniformly,
     window,
 )
+from sparse_jax.features.curves import Curve, curve_chart
 from sparse_jax.features.page import Context, FeatureCard, Report, Table, render, write
 from sparse_jax.features.svg import histogram, line_chart
 
 __all__ = [
     "Activity",
     "Context",
+    "Curve",
     "FeatureCard",
     "Report",
     "Table",
+    "curve_chart",
     "feature_activity",
     "feature_card",
     "histogram",

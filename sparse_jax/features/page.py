@@ -72,6 +72,7 @@ class Report:
     subtitle: str = ""  # one line: model, site, dictionary
     facts: tuple[tuple[str, str], ...] = ()  # names and values: ("tokens", "2,000,000")
     tables: tuple[Table, ...] = ()
+    figures: tuple[tuple[str, str], ...] = ()  # large charts, two side by side: SVG, and its caption; before the tables
     charts: tuple[tuple[str, str], ...] = ()  # SVG as made by `features.svg`, put in as it is, and its caption
     cards: tuple[FeatureCard, ...] = ()
     cards_note: str = ""  # how the features and their texts were chosen
@@ -121,6 +122,7 @@ th:first-child{position:sticky;left:0;background:var(--sheet)}
 .n{text-align:right}
 tr.hl>*{background:var(--tint);font-weight:600}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));gap:1rem}
+.large{grid-template-columns:repeat(auto-fill,minmax(min(100%,480px),1fr))}
 figure{margin:0;padding:1rem 1rem .8rem;min-width:0}
 figure svg{display:block;width:100%;height:auto}
 figcaption{color:var(--muted);font-size:.82rem;line-height:1.4;margin-top:.5rem}
@@ -344,8 +346,11 @@ def _header(report: Report, parts: list[str]) -> str:
 def render(report: Report) -> str:
     """The report as one HTML document, UTF-8, that needs no network and no script."""
     title = escape(report.title)
-    charts = "".join(_figure(svg, caption) for svg, caption in report.charts)
+    charts, figures = (
+        "".join(_figure(svg, caption) for svg, caption in group) for group in (report.charts, report.figures)
+    )
     parts = {
+        "figures": figures and f'<div class="charts large">{figures}</div>',
         "measures": "".join(_table(table, f"table-{i}") for i, table in enumerate(report.tables)),
         "charts": charts and f'<div class="charts">{charts}</div>',
         "features": _cards(report.cards, report.cards_note),

@@ -10,6 +10,7 @@ Values that cannot be drawn (nan, infinities, zero or less on a log axis) leave 
 import html
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,7 @@ _STYLE = (
     ".sjc text{fill:var(--muted)}.sjc .h{fill:var(--ink);font-size:13px;font-weight:600}"
     ".sjc .g{stroke:var(--grid)}.sjc .a{stroke:var(--muted);stroke-opacity:.6}"
     ".sjc .l{fill:none;stroke-width:1.7;stroke-linejoin:round;stroke-linecap:round}"
+    ".sjc .e{fill:none;stroke-width:1.2}.sjc .m{stroke-width:1.4}.sjc .o{fill:none;stroke:var(--muted)}"
     + "".join(f".sjc .s{i}{{stroke:var(--s{i})}}.sjc .f{i}{{fill:var(--s{i})}}" for i in range(len(_LIGHT)))
     + "</style>"
 )
@@ -110,16 +112,20 @@ def _multiples(step: float, low: float, high: float) -> list[float]:
 def log_ticks(low: float, high: float, count: int = 6) -> list[float]:
     """Powers of ten from `low` to `high` (0 < low < high), every second, third, ... of them where there are many.
 
-    Within less than two powers of ten: 1, 2 and 5 times a power; within very little, the ticks of a linear axis.
+    Within less than two powers of ten: 1, 2 and 5 times a power, or more of its multiples where those are few; within
+    very little, the ticks of a linear axis.
     """
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
     powers = list(range(first, last + 1))
     if len(powers) > 2 or (len(powers) == 2 and high / low > 50):
         stride = math.ceil(len(powers) / count)
         return [float(f"1e{p}") for p in powers if p % stride == 0]
-    fine = [float(f"{m}e{p}") for p in range(first - 1, last + 1) for m in (1, 2, 5)]
-    fine = [tick for tick in fine if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
-    return fine if len(fine) > 2 else linear_ticks(low, high, count - 2)
+    for multiples in ((1, 2, 5), (1, 2, 3, 5, 7), (1, 1.5, 2, 3, 4, 5, 6, 8)):
+        fine = [float(f"{m}e{p}") for p in range(first - 1, last + 1) for m in multiples]
+        fine = [tick for tick in fine if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+        if len(fine) > 2:
+            return fine
+    return linear_ticks(low, high, count - 2)
 
 
 @dataclass(frozen=True)
@@ -199,15 +205,19 @@ def _shorten(text: str, room: float, size: float = 11.0) -> str:
     return text if len(text) <= count else text[: count - 1] + "…"
 
 
-def _legend(names: list[str], width: float, top: float) -> tuple[str, float]:
-    """The names beside a sample of their lines, in as many rows as they need, and the y where the last row ends."""
+def _legend(names: list[str], width: float, top: float, sample: Callable | None = None) -> tuple[str, float]:
+    """The names beside a sample of their lines, in as many rows as they need, and the y where the last row ends.
+
+    `sample` gives a sample, 19 pixels wide, from a name's number and the x of its left end and the y of its middle.
+    """
+    sample = sample or (lambda i, x, y: f'<path class="l {_line(i)} d="M{x + 1:.1f} {y:.1f}h17"/>')
     out, x, y = [], 0.0, top
     for i, name in enumerate(names):
         shown = _shorten(name, width - 40)
         room = 24 + _text_width(shown) + 12
         if x > 0 and x + room > width:
             x, y = 0.0, y + 15
-        out.append(f'<path class="l {_line(i)} d="M{x + 1:.1f} {y + 7:.1f}h17"/>')
+        out.append(sample(i, x, y + 7))
         out.append(f'<text x="{x + 24:.1f}" y="{y + 11:.1f}">{escape(shown)}</text>')
         x += room
     return "".join(out), y + 20
@@ -219,8 +229,8 @@ def _line(index: int) -> str:
     return f's{index % len(_LIGHT)}"' + (f' stroke-dasharray="{dashes}"' if dashes else "")
 
 
-def _axes(frame: _Frame, x: _Axis, y: _Axis, x_label: str) -> str:
-    """Grid lines, axes and labels."""
+def _axes(frame: _Frame, x: _Axis, y: _Axis, x_label: str, upright: bool = False) -> str:
+    """Grid lines (with `upright` those of the x axis too), axes and labels."""
     out = []
     for tick, label in zip(y.ticks, y.labels):
         at = float(frame.y(y.place(tick)))
@@ -229,6 +239,8 @@ def _axes(frame: _Frame, x: _Axis, y: _Axis, x_label: str) -> str:
     drawn_to = -math.inf
     for tick, label in zip(x.ticks, x.labels):
         at = float(frame.x(x.place(tick)))
+        if upright:
+            out.append(f'<path class="g" d="M{at:.1f} {frame.top:.1f}V{frame.bottom:.1f}"/>')
         out.append(f'<path class="a" d="M{at:.1f} {frame.bottom:.1f}v4"/>')
         if at - _text_width(label) / 2 > drawn_to:
             out.append(f'<text x="{at:.1f}" y="{frame.bottom + 16:.1f}" text-anchor="middle">{label}</text>')

@@ -1,6 +1,7 @@
 """Floor 2: streaming, mergeable measures; they take encode and decode as functions."""
 
-from sparse_jax.metrics.evaluate import EvalBatch, Evaluation, Reconstructor, Setting, evaluate
+from sparse_jax.metrics.evaluate import EvalBatch, Evaluation, Measured, Reconstructor, Setting, evaluate, evaluate_each
+from sparse_jax.metrics.fronts import fronts, ks_between, spread
 from sparse_jax.metrics.reconstruction import explained_variance, fvu, reconstruction_sums, shrinkage
 from sparse_jax.metrics.sparsity import density, density_shares, l0, l1, sparsity_sums
 from sparse_jax.metrics.splice import ce_recovered, clean_predictions, resume_with, splice_sums
@@ -8,6 +9,7 @@ from sparse_jax.metrics.splice import ce_recovered, clean_predictions, resume_wi
 __all__ = [
     "EvalBatch",
     "Evaluation",
+    "Measured",
     "Reconstructor",
     "Setting",
     "ce_recovered",
@@ -15,8 +17,11 @@ __all__ = [
     "density",
     "density_shares",
     "evaluate",
+    "evaluate_each",
     "explained_variance",
+    "fronts",
     "fvu",
+    "ks_between",
     "l0",
     "l1",
     "reconstruction_sums",
@@ -24,4 +29,5 @@ __all__ = [
     "shrinkage",
     "sparsity_sums",
     "splice_sums",
+    "spread",
 ]

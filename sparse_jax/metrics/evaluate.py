@@ -1,6 +1,6 @@
-"""One pass over held-out text that measures a dictionary, its floors and the ablations on the same tokens."""
+"""One pass over held-out text that measures dictionaries, floors and the ablations on the same tokens."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -90,6 +90,23 @@ class Evaluation:
     fired: np.ndarray
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What `evaluate_each` returns.
+
+    Attributes:
+        figures: reconstructor -> its figures, by name.
+        unmasked: for those that were asked for, the same with nothing masked but padding, on every fourth batch.
+        mask: what the mask dropped.
+        fired: reconstructor -> `[n_features]` on how many evaluation tokens each feature fired.
+    """
+
+    figures: dict[Hashable, dict[str, float]]
+    unmasked: dict[Hashable, dict[str, float]]
+    mask: dict[str, float]
+    fired: dict[Hashable, np.ndarray]
+
+
 class EvalBatch(NamedTuple):
     """Rows of text: `tokens`, `targets`, `mask`, each `[rows, position]`; empty rows have targets -1 throughout."""
 
@@ -128,9 +145,18 @@ def _add(totals, sums):
 UNMASKED_EVERY = 4
 
 
-@partial(jax.jit, static_argnames=("setting", "unmasked"))
-def _batch_sums(lm, setting: Setting, batch: EvalBatch, reconstructors: dict, mean, outlier_norm, unmasked: bool):
-    """Sums of every variant over one batch; the splices share one program for the layers above the site."""
+@partial(jax.jit, static_argnames=("setting", "unmasked", "references"))
+def _batch_sums(
+    lm, setting: Setting, batch: EvalBatch, reconstructors: tuple[Reconstructor, ...], mean, outlier_norm,
+    unmasked: tuple[bool, ...], references: tuple[str, ...],
+):  # fmt: skip
+    """Sums of every variant over one batch; the splices share one program for the layers above the site.
+
+    Args:
+        unmasked: for each reconstructor, whether it is measured without the mask too.
+        references: under which masks ("masked", "all") the clean and the ablated runs are measured. Those are the same
+            for all reconstructors of a batch: none, where they have been measured with others.
+    """
     site, real = setting.site, batch.targets >= 0
     edits = tuple(setting.edits_for(batch.tokens)) if setting.edits_for else ()
     entry = Site("resid_pre", site.layer)
@@ -143,19 +169,16 @@ def _batch_sums(lm, setting: Setting, batch: EvalBatch, reconstructors: dict, me
 
     clean_logits = resume_with(lm, residual, site, x, x, real, edits)
     clean = clean_predictions(clean_logits)
-    # name -> (x_hat, sparsity, where it replaces and what is averaged)
-    variants = {
-        "zero": (jnp.zeros_like(flat), None, counted),
-        "mean": (jnp.broadcast_to(mean, flat.shape), None, counted),
-    }
-    if unmasked:
-        variants |= {f"{name} (no mask)": (x_hat, None, real) for name, (x_hat, _, _) in variants.items()}
-    for name, rebuild in reconstructors.items():
+    masks = {"masked": counted, "all": real}
+    ablations = {"zero": jnp.zeros_like(flat), "mean": jnp.broadcast_to(mean, flat.shape)}
+    # (name or number, mask) -> (x_hat, sparsity, where it replaces and what is averaged)
+    variants = {(name, mask): (ablations[name], None, masks[mask]) for mask in references for name in ablations}
+    for number, rebuild in enumerate(reconstructors):
         codes = rebuild.encode(rebuild.params, flat, tokens)
         x_hat, lengths = rebuild.decode(rebuild.params, codes, flat, tokens)
-        variants[name] = (x_hat, (codes, lengths), counted)
-        if unmasked and name == "dictionary":
-            variants["dictionary (no mask)"] = (x_hat, (codes, lengths), real)
+        variants[number, "masked"] = (x_hat, (codes, lengths), counted)
+        if unmasked[number]:
+            variants[number, "all"] = (x_hat, (codes, lengths), real)
 
     def spliced(inputs):
         value, where = inputs
@@ -163,18 +186,14 @@ def _batch_sums(lm, setting: Setting, batch: EvalBatch, reconstructors: dict, me
         return splice_sums(clean, logits, batch.targets, where)
 
     values = jnp.stack([x_hat for x_hat, _, _ in variants.values()])
-    masks = jnp.stack([where for _, _, where in variants.values()])
-    splices = lax.map(spliced, (values, masks))
+    splices = lax.map(spliced, (values, jnp.stack([where for _, _, where in variants.values()])))
     sums = {}
-    for i, (name, (x_hat, coded, where)) in enumerate(variants.items()):
+    for i, (variant, (x_hat, coded, where)) in enumerate(variants.items()):
         weight = where.reshape(-1).astype(jnp.float32)
         sparsity = sparsity_sums(coded[0], weight, coded[1]) if coded else None
         splice = jax.tree.map(lambda stacked, i=i: stacked[i], splices)
-        sums[name] = VariantSums(reconstruction_sums(flat, x_hat, weight, mean), sparsity, splice)
-    clean_ce = {
-        name: splice_sums(clean, clean_logits, batch.targets, where)
-        for name, where in (("masked", counted), *((("all", real),) if unmasked else ()))
-    }
+        sums[variant] = VariantSums(reconstruction_sums(flat, x_hat, weight, mean), sparsity, splice)
+    clean_ce = {name: splice_sums(clean, clean_logits, batch.targets, masks[name]) for name in references}
     spread = jnp.sum((x - mean) ** 2, axis=-1)
     mask = MaskSums(
         tokens=jnp.sum(real, dtype=jnp.int32),
@@ -185,7 +204,8 @@ def _batch_sums(lm, setting: Setting, batch: EvalBatch, reconstructors: dict, me
         dropped_spread=jnp.sum(jnp.where(real & ~counted, spread, 0)),
         spread=jnp.sum(jnp.where(real, spread, 0)),
     )
-    return sums, clean_ce, mask, jnp.all(jnp.isfinite(x) | ~real[..., None])
+    # A list, in the order of the variants: keys of a tree must sort, and strings and numbers do not.
+    return list(sums.values()), clean_ce, mask, jnp.all(jnp.isfinite(x) | ~real[..., None])
 
 
 def _figures(sums: VariantSums, clean: SpliceSums, zero: SpliceSums, mean: SpliceSums) -> dict[str, float]:
@@ -236,25 +256,73 @@ def evaluate(
     Raises:
         InputError: there is no batch, no token counts, or an activation is not finite.
     """
+    measured = evaluate_each(
+        lm, setting, batches, reconstructors, mean=mean, outlier_norm=outlier_norm, unmasked=("dictionary",)
+    )
+    floors = {name: figures for name, figures in measured.figures.items() if name != "dictionary"}
+    main, unmasked = measured.figures["dictionary"], measured.unmasked["dictionary"]
+    return Evaluation(main, floors, unmasked, measured.mask, measured.fired["dictionary"])
+
+
+def evaluate_each(
+    lm: LanguageModel,
+    setting: Setting,
+    batches: Iterable[EvalBatch],
+    reconstructors: dict[Hashable, Reconstructor],
+    *,
+    mean: np.ndarray,
+    outlier_norm: float,
+    unmasked: Collection[Hashable] = (),
+    at_once: int | None = None,
+) -> Measured:
+    """Measure many reconstructors on the same tokens, in one pass over the text.
+
+    Args:
+        lm: the model.
+        setting: site and mask.
+        batches: held-out rows, all of one shape.
+        reconstructors: by name.
+        mean: `[d]` mean of training activations: what mean-ablation puts in.
+        outlier_norm: norm above which a token is an outlier.
+        unmasked: the names of those that are measured without the mask too.
+        at_once: how many are computed together, so that their codes fit in memory: `[tokens, n_features]` float32
+            each. The layers below the site and the clean run are computed once for each such part of a batch. None:
+            all together.
+
+    Raises:
+        InputError: there is no batch, no token counts, an activation is not finite, or nothing is to be measured.
+    """
+    if not reconstructors or (at_once is not None and at_once < 1):
+        raise InputError(f"{len(reconstructors)} reconstructors to measure, {at_once} at once: give at least one each")
     device_mean, limit = jnp.array(mean, jnp.float32), jnp.array(outlier_norm, jnp.float32)
+    names = list(reconstructors)
+    parts = [names[i : i + (at_once or len(names))] for i in range(0, len(names), at_once or len(names))]
     sums, clean, mask = {}, {}, None
     for number, batch in enumerate(batches):
-        unmasked = number % UNMASKED_EVERY == 0
-        more, more_clean, more_mask, finite = _batch_sums(
-            lm, setting, batch, reconstructors, device_mean, limit, unmasked
-        )
-        if not bool(finite):
-            raise InputError(f"an activation at {setting.site} is not finite in evaluation batch {number}")
-        sums |= {name: _add(sums.get(name), part) for name, part in more.items()}
-        clean |= {name: _add(clean.get(name), part) for name, part in more_clean.items()}
-        mask = _add(mask, more_mask)
-    if mask is None or sums["dictionary"].reconstruction.tokens == 0:
+        masks = ("masked", "all") if unmasked and number % UNMASKED_EVERY == 0 else ("masked",)
+        for part in parts:
+            also = tuple("all" in masks and name in unmasked for name in part)
+            references = masks if part is parts[0] else ()
+            several = tuple(reconstructors[name] for name in part)
+            more, more_clean, more_mask, finite = _batch_sums(
+                lm, setting, batch, several, device_mean, limit, also, references
+            )
+            if not bool(finite):
+                raise InputError(f"an activation at {setting.site} is not finite in evaluation batch {number}")
+            keys = [("ablated", name, which) for which in references for name in ("zero", "mean")]
+            for name, twice in zip(part, also):
+                keys += [(name, which) for which in (("masked", "all") if twice else ("masked",))]
+            sums |= {key: _add(sums.get(key), value) for key, value in zip(keys, more, strict=True)}
+            if references:
+                clean |= {name: _add(clean.get(name), value) for name, value in more_clean.items()}
+                mask = _add(mask, more_mask)
+    if mask is None or sums[names[0], "masked"].reconstruction.tokens == 0:
         raise InputError("no evaluation token counts: the evaluation text is empty or the mask drops all of it")
-    ablated = sums["zero"].splice, sums["mean"].splice
-    figures = {name: _figures(sums[name], clean["masked"], *ablated) for name in reconstructors}
-    unmasked = _figures(
-        sums["dictionary (no mask)"], clean["all"], sums["zero (no mask)"].splice, sums["mean (no mask)"].splice
-    )
+
+    def figures(name: Hashable, which: str) -> dict[str, float]:
+        zero, mean = (sums["ablated", kind, which].splice for kind in ("zero", "mean"))
+        return _figures(sums[name, which], clean[which], zero, mean)
+
     dropped = {
         "tokens": int(mask.tokens),
         "dropped": int(mask.dropped_by_text + mask.dropped_by_norm),
@@ -264,5 +332,9 @@ def evaluate(
         "outliers_kept": int(mask.outliers_kept),
         "outlier_norm": float(outlier_norm),
     }
-    main = figures.pop("dictionary")
-    return Evaluation(main, figures, unmasked, dropped, sums["dictionary"].sparsity.fired)
+    return Measured(
+        figures={name: figures(name, "masked") for name in names},
+        unmasked={name: figures(name, "all") for name in names if name in unmasked},
+        mask=dropped,
+        fired={name: sums[name, "masked"].sparsity.fired for name in names},
+    )

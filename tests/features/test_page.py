@@ -68,6 +68,7 @@ def report() -> Report:
         subtitle="TopK & friends",
         facts=(("tokens", "2,000,000"),),
         tables=(Table("Measures", ("", "FVU", "L0"), (("ours", 0.1824, 32.0), ("mean", 0.5, None)), "Note.", 0),),
+        figures=((line_chart({"b": ([0, 1], [2, 3])}, title="FVU", x_label="L0", y_label=""), "A large one."),),
         charts=((line_chart({"a": ([0, 1], [2, 3])}, title="Loss", x_label="x", y_label="y"), "A caption."),),
         cards=(card(context(), top_tokens=((" the", 3.5),)), card(context(), index=7)),
         cards_note="Drawn at random.",
@@ -77,7 +78,18 @@ def report() -> Report:
 
 def test_everything_is_shown(report):
     text = Document(render(report)).text
-    for piece in ("pythia-70m", "TopK & friends", "2,000,000", "0.182", "0.500", "32", "–", "Note.", "A caption."):
+    for piece in (
+        "pythia-70m",
+        "TopK & friends",
+        "2,000,000",
+        "0.182",
+        "0.500",
+        "32",
+        "–",
+        "Note.",
+        "caption.",
+        "large one.",
+    ):
         assert piece in text
     for piece in ("Drawn at random.", '{"k": 32}', "feature 123", "fires on 1.2 % of tokens", "max 8.3", "mean 2.1"):
         assert piece in text

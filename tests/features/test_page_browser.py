@@ -1,8 +1,5 @@
 """The page in a browser: silent console, no requests, no sideways scrolling, hostile tokens shown as text."""
 
-import os
-import shutil
-
 import pytest
 
 from sparse_jax.features.page import Context, FeatureCard, Report, Table, write
@@ -12,22 +9,6 @@ pytestmark = pytest.mark.browser
 
 HOSTILE = ("<script>document.title='taken'</script>", "<img src=x onerror=\"document.title='taken'\">", "&amp;", '"')
 HOSTILE += ("<|endoftext|>", "</span></p></li>", "\n", "x" * 200, " spaced", "<style>body{display:none}</style>")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-FLAGS += ["--disable-background-networking", "--disable-component-update"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium: the system's, or the one that playwright has downloaded."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with sync_api.sync_playwright() as playwright:
-        found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-        found = found or playwright.chromium.executable_path
-        if not os.path.exists(found):
-            pytest.skip("Chromium is not installed")
-        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -60,6 +60,8 @@ def test_ticks_by_hand():
     assert log_ticks(1e-5, 0.2) == [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
     assert log_ticks(1e-12, 1) == [1e-12, 1e-9, 1e-6, 1e-3, 1]
     assert log_ticks(0.8, 6) == [1, 2, 5]
+    assert log_ticks(0.13, 0.76) == [0.2, 0.3, 0.5, 0.7]
+    assert log_ticks(0.14, 0.45) == [0.15, 0.2, 0.3, 0.4]
     assert log_ticks(3.0, 4.0) == linear_ticks(3.0, 4.0, 4)
 
 

@@ -11,7 +11,7 @@ from sparse_jax.activations import Normaliser
 from sparse_jax.dictionaries import L1, Neurons, Normalised
 from sparse_jax.errors import InputError
 from sparse_jax.lm import Edit, Site, add, at, forward, put
-from sparse_jax.metrics import EvalBatch, Setting, evaluate
+from sparse_jax.metrics import EvalBatch, Setting, evaluate, evaluate_each
 from sparse_jax.metrics.evaluate import UNMASKED_EVERY, _add
 from sparse_jax.metrics.token_mean import token_mean
 from sparse_jax.training import reconstructor
@@ -247,6 +247,29 @@ def test_empty_rows_and_the_cut_into_batches_change_nothing(lm, mean, dictionari
         assert one.floors["perfect"][name] == pytest.approx(value, abs=1e-5), name
     assert one.mask["tokens"] == other.mask["tokens"] == 8 * CONTEXT
     np.testing.assert_array_equal(one.fired, other.fired)
+
+
+def test_in_parts_many_are_measured_as_each_alone(lm, batches, mean, dictionaries):
+    """Three at once, of four; two of them without the mask too, one in each part; a name may be an ablation's."""
+    setting = Setting(Site("resid_post", 1), drop_outliers=True)
+    names = {"dictionary": "zero", "neurons": "neurons", "perfect": "perfect", "token_mean": "token_mean"}
+    several = {names[name]: dictionaries[name] for name in names}
+    x = forward(lm, batches[0].tokens, capture=["resid_post.1"]).captured["resid_post.1"].reshape(-1, D)
+    fixed = {"mean": mean, "outlier_norm": float(np.quantile(np.linalg.norm(x, axis=1), 0.7))}
+    found = evaluate_each(lm, setting, batches, several, unmasked=("zero", "token_mean"), at_once=3, **fixed)
+    alone = evaluate(lm, setting, batches, dictionaries, **fixed)
+    assert list(found.figures) == list(several)
+    assert_close(found.figures["zero"], alone.figures)
+    for name, floor in alone.floors.items():
+        assert_close(found.figures[name], floor)
+    assert list(found.unmasked) == ["zero", "token_mean"]
+    assert_close(found.unmasked["zero"], alone.unmasked)
+    assert found.unmasked["token_mean"]["ce_clean"] == found.unmasked["zero"]["ce_clean"]
+    assert found.unmasked["token_mean"]["fvu"] != found.figures["token_mean"]["fvu"]
+    assert found.mask == alone.mask
+    np.testing.assert_array_equal(found.fired["zero"], alone.fired)
+    with pytest.raises(InputError, match="at least one"):
+        evaluate_each(lm, setting, batches, {}, **fixed)
 
 
 def test_host_sums_are_wide():

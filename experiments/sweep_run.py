@@ -1,0 +1,364 @@
+"""What `experiments.sweep` does with its flags, from top to bottom."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from experiments import command, run_folder
+from experiments.data import Data, load_data, resolve_bos, summary
+from experiments.measuring import measure_members
+from experiments.sweep import Flags
+from experiments.sweep_members import Choice, check_k, choices, knob
+from experiments.sweep_report import print_table, usable, write_report
+from experiments.train_sae_run import FLOOR_FIGURES, make_pace, provenance
+from sparse_jax.activations import (
+    RememberedBlocks,
+    SiteBlock,
+    SiteBlocks,
+    Statistics,
+    collect_site_statistics,
+    fit_normaliser,
+)
+from sparse_jax.dictionaries import Normalised, save, to_json
+from sparse_jax.metrics import fronts
+from sparse_jax.numerics.allocator import keep_freed_memory
+from sparse_jax.numerics.precision import fast_dtype
+from sparse_jax.training import (
+    Checkpoints,
+    Group,
+    JsonLines,
+    Member,
+    Pace,
+    Resampling,
+    adam,
+    group,
+    init_ensemble,
+    make_ensemble_step,
+    make_resample,
+    member_state,
+    read_lines,
+    run_ensemble,
+    settings_for,
+    total_rows,
+    with_member,
+)
+from sparse_jax.training.ensemble import trained
+from sparse_jax.training.state import steps_taken
+
+# What a member's line in metrics.jsonl holds when it is measured before the end.
+ALONG_FIGURES = ("l0", "fvu", "ce_increase", "dead_fraction", "tokens_evaluated")
+
+
+def run(flags: Flags) -> int:
+    """Run the experiment; returns the exit code."""
+    started = time.perf_counter()
+    if flags.reuse_memory:
+        keep_freed_memory()
+    if flags.compute_dtype == "auto":  # config.json says what it came to: a resumed run must not choose anew
+        flags = dataclasses.replace(flags, compute_dtype=fast_dtype())
+    wanted = choices(flags)
+    Resampling(flags.resample_at)  # what cannot be is told before anything is loaded or removed
+    earlier = run_folder.prepare(flags.out, resume=flags.resume, overwrite=flags.overwrite)
+    flags = resolve_bos(flags)
+    if earlier is not None:
+        run_folder.check_same(earlier["flags"], run_folder.jsonable(flags), flags.out)
+    sites = dict(zip(flags.sites, load_data(flags, *flags.sites)))
+    members = sized(flags, wanted, sites)
+    if flags.overwrite:
+        run_folder.clear(flags.out)
+    groups, chosen = group([member for member, _ in members]), {member.name: choice for member, choice in members}
+    pace = make_pace(flags)
+    if not flags.resume:
+        write_config(flags, list(sites.values()), groups, pace)
+    by_site = {str(data.site): data for data in sites.values()}
+    print(summary(list(by_site.values())))
+    print(cost(flags, groups), flush=True)
+    statistics, blocks = measure_activations(flags, by_site)
+    training_started = time.perf_counter()
+    states, tokens_here = train(flags, by_site, groups, chosen, blocks, statistics, pace)
+    train_seconds = time.perf_counter() - training_started
+    if (done := steps_taken(states)) < pace.total:
+        print(f"saved at step {done} of {pace.total}; continue with --resume")
+        return command.EXIT_INTERRUPTED
+    final = finish(flags, by_site, groups, chosen, states, blocks, statistics)
+    final |= {
+        "tokens_per_second": tokens_here / train_seconds if tokens_here else None,
+        "seconds": time.perf_counter() - started,
+    }
+    along = usable([line for line in read_lines(flags.out / "metrics.jsonl") if "share" in line])
+    write_report(flags.out, final, along)
+    run_folder.write_json(flags.out / "metrics.json", final)
+    print_table(final)
+    speed = f", {final['tokens_per_second']:,.0f} tokens/s" if tokens_here else ""
+    print(f"\n{len(members)} dictionaries, {final['tokens_trained']:,} tokens{speed}; {final['seconds']:.0f} s in all")
+    print(f"report: {flags.out / 'report.html'}   figures: {flags.out / 'metrics.json'}")
+    return 0
+
+
+def sized(flags: Flags, wanted: Sequence[Choice], sites: dict[str, Data]) -> list[tuple[Member, Choice]]:
+    """The members for the widths of their sites; their names are the paths of their folders under dictionaries/."""
+    made = []
+    for choice in wanted:
+        data = sites[choice.site]
+        dictionary = choice.dictionary.sized(data.width, compute_dtype=flags.compute_dtype)
+        check_k(dictionary.n_features, [choice.sparsity], dictionary)
+        settings = settings_for(dictionary, adam(choice.learning_rate), choice.target_l0)
+        name = f"{data.site}/{choice.name}"
+        made.append((Member(str(data.site), dictionary, settings, choice.seed, name), choice))
+    return made
+
+
+def write_config(flags: Flags, sites: list[Data], groups: Sequence[Group], pace: Pace) -> None:
+    """`config.json`: every flag, what they resolved to, every member, versions and device."""
+    members = {
+        member.name: {"dictionary": to_json(member.dictionary), "seed": member.seed}
+        for each in groups
+        for member in each.members
+    }
+    resolved = {"steps": pace.total, "sites": [data.identity() for data in sites], "members": members}
+    flags.out.mkdir(parents=True, exist_ok=True)
+    content = {"flags": run_folder.jsonable(flags), "resolved": resolved, "environment": run_folder.environment()}
+    run_folder.write_json(flags.out / "config.json", content)
+
+
+def cost(flags: Flags, groups: Sequence[Group]) -> str:
+    """What is about to be trained, in one line."""
+    count = sum(len(each.members) for each in groups)
+    sizes = [
+        sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(each.dictionary.init, jax.random.key(0))))
+        for each in groups
+    ]
+    numbers = sum(size * len(each.members) for size, each in zip(sizes, groups))
+    # A parameter and Adam's two moments, float32 each.
+    return (
+        f"{_counted(count, 'dictionary', 'dictionaries')} in {_counted(len(groups), 'group', 'groups')}, one pass over "
+        f"{flags.tokens:,} tokens ({count * flags.tokens:,} dictionary-tokens); {12 * numbers / 1e9:.2f} GB of "
+        "parameters and moments"
+    )
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
+
+
+def measure_activations(flags: Flags, by_site: dict[str, Data]) -> tuple[dict[str, Statistics], RememberedBlocks]:
+    """Statistics of each site over the first training blocks (kept in the run folder), and the blocks of all sites."""
+    data = next(iter(by_site.values()))
+    every = SiteBlocks(data.lm, data.train, tuple(each.site for each in by_site.values()), flags.seed, flags.block_rows)
+    width = sum(each.width for each in by_site.values())
+    blocks = RememberedBlocks(every, width)  # training starts with the blocks that the statistics are made of
+    paths = {site: flags.out / "dictionaries" / site / "statistics.npz" for site in by_site}
+    if flags.resume and all(path.exists() for path in paths.values()):
+        statistics = {site: Statistics.load(path) for site, path in paths.items()}
+    else:
+        wanted = min(flags.statistics_tokens, flags.tokens, data.train.n_tokens)
+        statistics = collect_site_statistics(blocks, max(1, wanted // blocks.tokens_per_block))
+        for site, path in paths.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            statistics[site].save(path)
+    if flags.drop_outliers:
+        limits = {site: data.outlier_ratio * each.median_norm for site, each in statistics.items()}
+        blocks = RememberedBlocks(dataclasses.replace(every, max_norms=limits), width)
+    return statistics, blocks
+
+
+def train(
+    flags: Flags,
+    by_site: dict[str, Data],
+    groups: Sequence[Group],
+    chosen: dict[str, Choice],
+    blocks: RememberedBlocks,
+    statistics: dict[str, Statistics],
+    pace: Pace,
+) -> tuple[tuple, int]:
+    """The groups' states at the end, or where the run was asked to stop; and the tokens that this call trained on."""
+    from tqdm import tqdm
+
+    optimisation = adam(flags.learning_rates[0])  # each member's own is in its settings
+    window = min(flags.dead_window, flags.tokens // 4)
+    normalisers = {site: fit_normaliser(flags.normalise, each.mean, each.variance) for site, each in statistics.items()}
+    states = tuple(init_ensemble(each, optimisation.transform, normalisers[each.site]) for each in groups)
+    steps = tuple(make_ensemble_step(each, optimisation, flags.schedule, pace.total, window) for each in groups)
+    lines = JsonLines(flags.out / "metrics.jsonl")
+    with Checkpoints(flags.out / "checkpoints") as checkpoints, command.StopRequest() as stop:
+        if flags.resume and checkpoints.latest() is not None:
+            states = checkpoints.restore(states)
+            print(f"resumed at step {steps_taken(states)} of {pace.total}")
+        first = steps_taken(states)
+        lines.truncate_after(first)
+        resample = resampler(flags, groups, pace, window, lines.write)
+        measure = measurer(flags, by_site, groups, chosen, statistics, pace, lines.write)
+
+        def after_step(states: tuple, block: SiteBlock, done: int) -> tuple:
+            states = resample(states, block, done)
+            measure(states, done)
+            return states
+
+        with tqdm(
+            total=pace.total * pace.batch,
+            initial=first * pace.batch,
+            unit="tok",
+            unit_scale=True,
+            desc="training",
+            mininterval=0.5,
+        ) as bar:
+            states = run_ensemble(
+                states,
+                steps,
+                groups,
+                blocks,
+                pace,
+                log=lines.write,
+                checkpoints=checkpoints,
+                after_step=after_step,
+                should_stop=stop,
+                progress=bar.update,
+            )
+    return states, (steps_taken(states) - first) * pace.batch
+
+
+def resampler(
+    flags: Flags, groups: Sequence[Group], pace: Pace, window: int, log: Callable[[dict], None]
+) -> Callable[[tuple, SiteBlock, int], tuple]:
+    """What is done after each step: nothing, but at the steps where silent features are started again."""
+    resampling = Resampling(flags.resample_at)
+    at = resampling.steps(pace.total)
+    # A member's own dictionary encodes with its own k.
+    own_dictionaries = {member.dictionary for each in groups for member in each.members}
+    resamples = {dictionary: make_resample(dictionary, window) for dictionary in own_dictionaries} if at else {}
+
+    def after_step(states: tuple, block: SiteBlock, done: int) -> tuple:
+        if done not in at:
+            return states
+        made = []
+        for each, own in zip(groups, states):
+            x, weight = (values[: resampling.rows] for values in block.at(each.site)[:2])
+            for i, member in enumerate(each.members):
+                state, count = resamples[member.dictionary](member_state(own, i), x, weight)
+                log({"step": done, "member": member.name, "resampled": int(count)})
+                own = with_member(own, i, state)
+            made.append(own)
+        return tuple(made)
+
+    return after_step
+
+
+def measurer(
+    flags: Flags,
+    by_site: dict[str, Data],
+    groups: Sequence[Group],
+    chosen: dict[str, Choice],
+    statistics: dict[str, Statistics],
+    pace: Pace,
+    log: Callable[[dict], None],
+) -> Callable[[tuple, int], None]:
+    """What measures every member at the shares of the run that are asked for, but at its end: one line for each."""
+    at = {max(1, round(share * pace.total)): share for share in flags.measure_at}
+
+    def measure(states: tuple, done: int) -> None:
+        if done not in at or done == pace.total:
+            return
+        for site, data in by_site.items():
+            members = trained_members(groups, states, site)
+            measured, _ = measure_members(
+                data,
+                members,
+                statistics[site],
+                eval_tokens=flags.measure_tokens,
+                seed=flags.seed,
+                drop=flags.drop_outliers,
+            )
+            for name, figures in measured.figures.items():
+                entry = member_entry(site, chosen[name], members[name])
+                kept = {key: figures[key] for key in ALONG_FIGURES}
+                log({"step": done, "member": name, "share": at[done], **entry, **kept})
+
+    return measure
+
+
+def trained_members(groups: Sequence[Group], states: Sequence, site: str) -> dict[str, Normalised]:
+    """The dictionaries of a site as they are measured and saved, by their members' names."""
+    return {
+        member.name: trained(each, own, i)
+        for each, own in zip(groups, states)
+        if each.site == site
+        for i, member in enumerate(each.members)
+    }
+
+
+def finish(
+    flags: Flags,
+    by_site: dict[str, Data],
+    groups: Sequence[Group],
+    chosen: dict[str, Choice],
+    states: tuple,
+    blocks: RememberedBlocks,
+    statistics: dict[str, Statistics],
+) -> dict:
+    """Save and measure every member; returns what goes into `metrics.json`."""
+    data = next(iter(by_site.values()))
+    seen = {
+        member.name: total_rows(np.asarray(member_state(own, i).rows_seen))
+        for each, own in zip(groups, states)
+        for i, member in enumerate(each.members)
+    }
+    members, floors, clean, masks = [], [], {}, {}
+    for site, here in by_site.items():
+        saved = trained_members(groups, states, site)
+        for name, dictionary in saved.items():
+            card = provenance(here, statistics[site], seen[name], chosen[name].seed) | {"order_seed": flags.seed}
+            save(flags.out / "dictionaries" / name, dictionary, card)
+        measured, site_floors = measure_members(
+            here,
+            saved,
+            statistics[site],
+            blocks[0].at(site),
+            eval_tokens=flags.eval_tokens,
+            seed=flags.seed,
+            drop=flags.drop_outliers,
+        )
+        for name, dictionary in saved.items():
+            entry = {**member_entry(site, chosen[name], dictionary), "tokens_trained": seen[name]}
+            members.append({**entry, **finite(measured.figures[name]), "unmasked": finite(measured.unmasked[name])})
+        kept = ("floor", "k", *FLOOR_FIGURES)
+        floors += [{"site": site, **{key: floor[key] for key in kept}} for floor in site_floors]
+        clean[site] = {key: members[-1][key] for key in ("ce_clean", "ce_zero", "ce_mean")}
+        masks[site] = measured.mask
+    return {
+        "model": flags.model,
+        "revision": flags.revision,
+        "text": flags.text,
+        "held_out": data.evaluation.documents,
+        "dictionary": flags.dictionary.kind,
+        "knob": "target L0" if flags.target_l0s else knob(flags.dictionary),
+        "seeds": flags.seeds,
+        "tokens_trained": max(seen.values()),
+        "epochs": flags.tokens / data.train.n_tokens,
+        "tokens_evaluated": members[0]["tokens_evaluated"],
+        "clean": clean,
+        "masks": masks,
+        "members": members,
+        "floors": floors,
+        "fronts": fronts(usable(members)),
+    }
+
+
+def finite(figures: dict) -> dict:
+    """The figures with None for what is not finite: JSON has no such number. A member may have diverged."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+
+def member_entry(site: str, choice: Choice, trained: Normalised) -> dict:
+    """What a member is, for its figures in metrics.json and metrics.jsonl."""
+    return {
+        "name": choice.name,
+        "site": site,
+        "n_features": trained.dictionary.n_features,
+        "learning_rate": choice.learning_rate,
+        "sparsity": choice.sparsity,
+        "seed": choice.seed,
+    }
