@@ -29,9 +29,7 @@ ARCHITECTURES = {
 }
 
 
-def train(
-    trial: Trial, batch_of: Callable[[int], np.ndarray], statistics: Statistics, n_features: int
-) -> Trained:
+def train(trial: Trial, batch_of: Callable[[int], np.ndarray], statistics: Statistics, n_features: int) -> Trained:
     """Train; the trial's sparsity is k, or the L0 that the controller holds."""
     flags = Flags(L1())
     width = len(statistics.mean)

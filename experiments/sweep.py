@@ -30,7 +30,7 @@ class Flags(TrainingFlags):
     gated, jump-relu); by default the dictionary's own flag."""
     target_l0s: tuple[float, ...] = ()
     """In place of coefficients: mean numbers of active features to hold by moving the coefficient."""
-    learning_rates: tuple[float, ...] = (1e-3,)
+    learning_rates: tuple[float, ...] = (3e-3,)
     """Adam's peak learning rates."""
     expansions: tuple[int, ...] = ()
     """Widths, as features per input dimension; by default the dictionary's own flag."""

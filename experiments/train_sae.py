@@ -21,7 +21,7 @@ class Flags(TrainingFlags):
 
     site: str = "resid_post.3"
     """Where activations are taken: NAME.LAYER, or TransformerLens' name."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Adam's peak learning rate."""
     target_l0: float | None = None
     """Hold the mean number of active features here by moving the sparsity coefficient (l1, lp, gated, jump-relu)."""

@@ -55,7 +55,7 @@ class TrainingFlags:
     bos: Literal["auto", "none", "row"] = "auto"
     """Whether each row begins with the begin-of-text token; auto: as the model's family was trained (GPT-NeoX, GPT-2
     and Qwen: none; Llama and Mistral: row)."""
-    batch: int = 512
+    batch: int = 1024
     """Tokens in a training step."""
     schedule: Schedule = field(default_factory=Schedule)
     """Warm-ups and decay, as shares of the run."""

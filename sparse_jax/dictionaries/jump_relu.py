@@ -23,7 +23,7 @@ matters only once theta < e / 2.
 Units. The paper has E||x||^2 = 1, here it is d: `threshold` and `bandwidth` are in the paper's units, and are
 multiplied by sqrt(d_in). The paper starts at 0.001 with a bandwidth of 0.001, for runs of 10^9 tokens and more. There,
 few rows fall within a kernel, and Adam moves a log threshold by at most its learning rate a step: in a short run nearly
-all features stay on. So the defaults are 0.03 for both, and thresholds learn 3 times as fast as the rest. The
+all features stay on. So the defaults are 0.02 for both, and thresholds learn 3 times as fast as the rest. The
 coefficients are in this library's units as everywhere (the paper's lambda times d_in). Anthropic's activations are
 scaled as here: their first threshold 0.1 and bandwidth 2 are 0.1 / sqrt(d_in) and 2 / sqrt(d_in) in these fields;
 tanh_scale 4 and pre_act 3e-6 are theirs; l0 rises over the whole run, as theirs does. What they also do and this does
@@ -131,8 +131,8 @@ class JumpReLU(UnitNormDecoder):
     penalty: Literal["step", "tanh", "quadratic"] = "step"
     l0: float | None = None
     target_l0: float = 32.0
-    threshold: float = 0.03
-    bandwidth: float = 0.03
+    threshold: float = 0.02
+    bandwidth: float = 0.02
     threshold_rate: float = 3.0
     tanh_scale: float = 4.0
     pre_act: float = 3e-6

@@ -51,7 +51,9 @@ class UnitNormDecoder(Dictionary):
 
     def __post_init__(self):
         if not self.encoder_scale >= 0:
-            raise InputError(f"--encoder-scale {self.encoder_scale}: give a positive number, or 0 for d_in / n_features")
+            raise InputError(
+                f"--encoder-scale {self.encoder_scale}: give a positive number, or 0 for d_in / n_features"
+            )
 
     @property
     def constrained(self) -> bool:

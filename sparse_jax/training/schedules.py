@@ -28,7 +28,7 @@ class Schedule:
 
     lr_warmup: float = 0.02
     lr_decay: float = 0.2
-    coefficient_warmup: float = 0.05
+    coefficient_warmup: float = 0.25
 
     def __post_init__(self):
         for name in self.__dataclass_fields__:

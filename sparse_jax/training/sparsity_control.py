@@ -34,8 +34,8 @@ class Controller:
     """
 
     average: float = 0.005
-    integral: float = 25.0
-    proportional: float = 0.3
+    integral: float = 60.0
+    proportional: float = 1.0
 
     def __post_init__(self):
         for name in ("average", "integral"):
