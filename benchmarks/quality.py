@@ -10,7 +10,7 @@ values of its sparsity coefficient each (see quality_search.py); what is chosen 
 training text. Then three seeds of 3 million tokens, measured on over 300,000 tokens of a text that neither the model
 nor any trainer saw.
 
-Every finished run is a file in --results; runs that are there are not repeated, so that the work can be stopped and
+Every finished run is a folder in --results; runs that are there are not repeated, so that the work can be stopped and
 continued. Needs the environment with the peers (`make bench-quality` builds it); for one's own library alone, any.
 """
 
@@ -28,7 +28,7 @@ from benchmarks.quality_measure import Held, figures, held_out, quick_figures
 from benchmarks.quality_search import Point, best_sparsity, exponent, score, search
 from benchmarks.quality_stream import CONTEXT, Stream, open_stream
 from benchmarks.quality_table import print_table, read_results
-from benchmarks.quality_trial import ARCHITECTURES, BATCH, LIBRARIES, Trained, Trial
+from benchmarks.quality_trial import ARCHITECTURES, BATCH, LIBRARIES, OURS_ALONE, Trained, Trial, architectures_of
 from experiments import command
 from experiments.measuring import TOKENS_FOR_GAIN
 from experiments.run_folder import write_json
@@ -46,8 +46,10 @@ class Flags:
 
     libraries: tuple[str, ...] = LIBRARIES
     """Whose trainers: sparse_jax, saelens, dictionary_learning."""
-    architectures: tuple[str, ...] = ARCHITECTURES
-    """Which architectures."""
+    architectures: tuple[str, ...] = (*ARCHITECTURES, *OURS_ALONE)
+    """Which architectures; some only sparse_jax has."""
+    l0: float = 32.0
+    """At which L0 they are compared."""
     learning_rates: tuple[float, float] = (1e-3, 3e-3)
     """The two that every trainer is tried with."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -80,7 +82,7 @@ class Flags:
 
 def main(flags: Flags) -> None:
     """Run what is missing, print the table."""
-    for name, allowed in (("libraries", LIBRARIES), ("architectures", ARCHITECTURES)):
+    for name, allowed in (("libraries", LIBRARIES), ("architectures", (*ARCHITECTURES, *OURS_ALONE))):
         if unknown := set(getattr(flags, name)) - set(allowed):
             raise InputError(f"--{name} {' '.join(sorted(unknown))}: choose from {', '.join(allowed)}")
     if flags.tokens % BATCH or flags.trial_tokens % BATCH or flags.trial_tokens > flags.tokens:
@@ -98,6 +100,8 @@ def run_missing(flags: Flags) -> None:
     floors(flags, stream, held)
     for architecture in flags.architectures:
         for library in flags.libraries:
+            if architecture not in architectures_of(library):
+                continue
             compare(Runs(flags, stream, held, flags.results / library / architecture, library, architecture))
 
 
@@ -136,7 +140,7 @@ class Runs:
 
     def done(self, name: str, trial: Trial, measure) -> dict:
         """The result called `name`: read where it is there, else made and written."""
-        path = self.folder / f"{name}.json"
+        path = self.folder / name / "metrics.json"
         if path.exists():
             return json.loads(path.read_text())
         started = time.perf_counter()
@@ -151,7 +155,7 @@ class Runs:
             "log": trained.log,
             "version": version(self.library),
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, content)
         shown = {key: round(content[key], 4) for key in ("l0", "fvu", "ce_increase", "dead_fraction") if key in content}
         print(f"{self.library} {self.architecture} {name}: {shown}, {content['seconds']:.0f} s", flush=True)
@@ -170,7 +174,7 @@ class Runs:
     def searched(self, rate: float, first: float) -> list[Point]:
         """The trials of one learning rate."""
         numbers = iter(range(3))
-        return search(lambda sparsity: self.trial(rate, next(numbers), sparsity), first, is_l0(self))
+        return search(lambda sparsity: self.trial(rate, next(numbers), sparsity), first, is_l0(self), self.flags.l0)
 
 
 def is_l0(runs: Runs) -> bool:
@@ -184,20 +188,22 @@ def compare(runs: Runs) -> None:
     """The search and the final runs of one trainer."""
     from benchmarks.quality_peers import FIRST_SPARSITY
 
-    first = FIRST_SPARSITY.get((runs.library, runs.architecture), 32.0)
+    target = runs.flags.l0
+    first = target if is_l0(runs) else FIRST_SPARSITY[runs.library, runs.architecture]
     by_rate = {}
     for rate in runs.flags.learning_rates:
         by_rate[rate] = runs.searched(rate, first)
         # The second rate's search begins where the first one's ended.
-        first = best_sparsity(by_rate[rate])
+        first = best_sparsity(by_rate[rate], target)
     exponents = {rate: exponent(points) or USUAL_EXPONENT for rate, points in by_rate.items()}
-    rate = min(by_rate, key=lambda rate: score(by_rate[rate], exponents[rate]))
-    sparsity = best_sparsity(by_rate[rate])
+    rate = min(by_rate, key=lambda rate: score(by_rate[rate], exponents[rate], target))
+    sparsity = best_sparsity(by_rate[rate], target)
     chosen = {
         "learning_rate": rate,
         "sparsity": sparsity,
         "exponent": exponents[rate],
-        "validation_fvu_at_32": {f"{r:g}": score(points, exponents[r]) for r, points in by_rate.items()},
+        "l0": target,
+        "validation_fvu": {f"{r:g}": score(points, exponents[r], target) for r, points in by_rate.items()},
     }
     write_json(runs.folder / "chosen.json", chosen)
     for seed in runs.flags.seeds:

@@ -15,7 +15,18 @@ from benchmarks.quality_trial import BATCH, Trained, Trial
 from experiments.train_sae import Flags
 from sparse_jax.activations import Statistics
 from sparse_jax.activations.normalise import fit_normaliser
-from sparse_jax.dictionaries import L1, BatchTopK, Gated, JumpReLU, Matryoshka, Normalised, TopK
+from sparse_jax.dictionaries import (
+    L1,
+    BatchTopK,
+    Gated,
+    JumpReLU,
+    Lp,
+    MatchingPursuit,
+    Matryoshka,
+    MultiTopK,
+    Normalised,
+    TopK,
+)
 from sparse_jax.numerics.precision import fast_dtype
 from sparse_jax.training import adam, init_state, make_step, settings_for
 
@@ -26,6 +37,9 @@ ARCHITECTURES = {
     "jump-relu": JumpReLU,
     "gated": Gated,
     "matryoshka": Matryoshka,
+    "lp": Lp,
+    "multi-topk": MultiTopK,
+    "matching-pursuit": MatchingPursuit,
 }
 
 

@@ -1,4 +1,4 @@
-"""How a trainer is brought to L0 = 32 with a fixed budget, the same for every library.
+"""How a trainer is brought to a wished L0 with a fixed budget, the same for every library.
 
 Near a wished L0, log L0 and log FVU are close to straight lines in the logarithm of a sparsity coefficient. For each
 learning rate there are three trials: at the first guess; where L0 = 32 is expected, one octave of the coefficient for
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TARGET_L0 = 32.0
 # The third trial aims this far beyond the target, so that the three bracket it.
 BEYOND = 1.25
 # No trial's knob is further than this factor from the one before.
@@ -27,7 +26,7 @@ class Point:
     fvu: float
 
 
-def next_sparsity(points: Sequence[Point]) -> float:
+def next_sparsity(points: Sequence[Point], target: float) -> float:
     """The knob of the next trial (the second or the third)."""
     last = points[-1]
     # A larger coefficient gives a smaller L0, about inversely; the line through two trials says it better.
@@ -36,21 +35,21 @@ def next_sparsity(points: Sequence[Point]) -> float:
         run = math.log(points[1].sparsity / points[0].sparsity)
         rise = math.log(max(points[1].l0, 0.1) / max(points[0].l0, 0.1))
         slope = min(-0.2, rise / run) if run else -1.0
-    aim = TARGET_L0
+    aim = target
     if len(points) == 2:
-        above = [point.l0 > TARGET_L0 for point in points]
+        above = [point.l0 > target for point in points]
         if above[0] == above[1]:
-            aim = TARGET_L0 / BEYOND if above[0] else TARGET_L0 * BEYOND
+            aim = target / BEYOND if above[0] else target * BEYOND
     step = math.log(aim / max(last.l0, 0.1)) / slope
     bound = math.log(FARTHEST)
     return last.sparsity * math.exp(min(bound, max(-bound, step)))
 
 
-def search(trial: Callable[[float], Point], first: float, is_l0: bool) -> list[Point]:
+def search(trial: Callable[[float], Point], first: float, is_l0: bool, target: float) -> list[Point]:
     """The trials of one learning rate."""
     points = [trial(first)]
     while not is_l0 and len(points) < 3:
-        points.append(trial(next_sparsity(points)))
+        points.append(trial(next_sparsity(points, target)))
     return points
 
 
@@ -62,25 +61,25 @@ def exponent(points: Sequence[Point]) -> float | None:
     return float(-np.polyfit(x, y, 1)[0])
 
 
-def at_target(l0: float, fvu: float, s: float) -> float:
-    """FVU moved along FVU ~ L0^-s to L0 = 32."""
-    return fvu * (l0 / TARGET_L0) ** s
+def at_target(l0: float, fvu: float, s: float, target: float) -> float:
+    """FVU moved along FVU ~ L0^-s to the wished L0."""
+    return fvu * (l0 / target) ** s
 
 
-def best_sparsity(points: Sequence[Point]) -> float:
-    """The knob at which L0 = 32 is expected: on the line through the two trials nearest to it, in logarithms."""
+def best_sparsity(points: Sequence[Point], target: float) -> float:
+    """The knob at which the wished L0 is expected: on the line through the two trials nearest to it, in logarithms."""
     if len(points) == 1:
         return points[0].sparsity
-    a, b = sorted(points, key=lambda p: abs(math.log(max(p.l0, 0.1) / TARGET_L0)))[:2]
+    a, b = sorted(points, key=lambda p: abs(math.log(max(p.l0, 0.1) / target)))[:2]
     run = math.log(max(b.l0, 0.1) / max(a.l0, 0.1))
     if abs(run) < 1e-3:
         return a.sparsity
-    share = math.log(TARGET_L0 / max(a.l0, 0.1)) / run
+    share = math.log(target / max(a.l0, 0.1)) / run
     # Not further outside the two than they lie apart.
     return a.sparsity * (b.sparsity / a.sparsity) ** min(2.0, max(-1.0, share))
 
 
-def score(points: Sequence[Point], s: float) -> float:
-    """FVU at L0 = 32 of the trial that came nearest."""
-    nearest = min(points, key=lambda p: abs(math.log(max(p.l0, 0.1) / TARGET_L0)))
-    return at_target(nearest.l0, nearest.fvu, s)
+def score(points: Sequence[Point], s: float, target: float) -> float:
+    """FVU at the wished L0 of the trial that came nearest."""
+    nearest = min(points, key=lambda p: abs(math.log(max(p.l0, 0.1) / target)))
+    return at_target(nearest.l0, nearest.fvu, s, target)

@@ -10,27 +10,28 @@ from benchmarks.quality_search import at_target
 def read_results(folder: Path) -> dict:
     """{"floors": {...}, "rows": [{library, architecture, seeds, fvu, ...}]} from the files in `folder`.
 
-    fvu is (mean, spread over seeds) at L0 = 32, each seed's FVU moved there along the exponent that the trainer's own
+    fvu is (mean, spread over seeds) at the wished L0, each seed's FVU moved there along the exponent that the trainer's own
     trials showed; the others are as measured.
     """
     floors = folder / "floors.json"
     rows = []
     for chosen in sorted(folder.glob("*/*/chosen.json")):
         choice = json.loads(chosen.read_text())
-        seeds = [json.loads(path.read_text()) for path in sorted(chosen.parent.glob("seed-*.json"))]
-        trials = [json.loads(path.read_text()) for path in sorted(chosen.parent.glob("trial-*.json"))]
+        seeds = [json.loads(path.read_text()) for path in sorted(chosen.parent.glob("seed-*/metrics.json"))]
+        trials = [json.loads(path.read_text()) for path in sorted(chosen.parent.glob("trial-*/metrics.json"))]
         if seeds:
             rows.append(_row(chosen.parent, choice, seeds, trials))
     return {"floors": json.loads(floors.read_text()) if floors.exists() else {}, "rows": rows}
 
 
 def _row(folder: Path, choice: dict, seeds: list[dict], trials: list[dict]) -> dict:
-    fvu = [at_target(seed["l0"], seed["fvu"], choice["exponent"]) for seed in seeds]
+    fvu = [at_target(seed["l0"], seed["fvu"], choice["exponent"], choice["l0"]) for seed in seeds]
     return {
         "library": folder.parent.name,
         "architecture": folder.name,
         "seeds": len(seeds),
         "learning_rate": choice["learning_rate"],
+        "sparsity": choice["sparsity"],
         "l0": _mean_spread([seed["l0"] for seed in seeds]),
         "fvu": _mean_spread(fvu),
         "ce_increase": _mean_spread([seed["ce_increase"] for seed in seeds]),
@@ -48,7 +49,7 @@ def _mean_spread(values: list[float]) -> tuple[float, float]:
 
 def print_table(results: dict) -> None:
     """Architecture by architecture, the libraries below each other; floors last."""
-    print(f"{'architecture':12} {'library':20} {'seeds':>5} {'rate':>6} {'L0':>12} {'FVU at L0 32':>17} "
+    print(f"{'architecture':12} {'library':20} {'seeds':>5} {'rate':>6} {'L0':>12} {'FVU at that L0':>17} "
           f"{'CE increase':>17} {'dead %':>12} {'min':>6}")  # fmt: skip
     for row in sorted(results["rows"], key=lambda row: (row["architecture"], row["library"])):
         l0, fvu, ce, dead = row["l0"], row["fvu"], row["ce_increase"], row["dead"]

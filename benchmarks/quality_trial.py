@@ -8,7 +8,14 @@ from sparse_jax.errors import InputError
 BATCH = 1024
 
 LIBRARIES = ("sparse_jax", "saelens", "dictionary_learning")
+# Those that all three have; those that only sparse_jax has.
 ARCHITECTURES = ("standard", "topk", "batch-topk", "jump-relu", "gated", "matryoshka")
+OURS_ALONE = ("lp", "multi-topk", "matching-pursuit")
+
+
+def architectures_of(library: str) -> tuple[str, ...]:
+    """The architectures that a library is tried with."""
+    return (*ARCHITECTURES, *OURS_ALONE) if library == "sparse_jax" else ARCHITECTURES
 
 
 @dataclass(frozen=True)
@@ -17,7 +24,7 @@ class Trial:
 
     Attributes:
         library: one of LIBRARIES.
-        architecture: one of ARCHITECTURES.
+        architecture: one of `architectures_of(library)`.
         learning_rate: the peak one.
         sparsity: the library's own knob for this architecture: l1 coefficient, l0 coefficient, target L0, k.
         steps: batches of BATCH rows.
@@ -37,8 +44,10 @@ class Trial:
     def __post_init__(self):
         if self.library not in LIBRARIES:
             raise InputError(f"library {self.library!r}: choose one of {', '.join(LIBRARIES)}")
-        if self.architecture not in ARCHITECTURES:
-            raise InputError(f"architecture {self.architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
+        if self.architecture not in architectures_of(self.library):
+            raise InputError(
+                f"architecture {self.architecture!r}: choose one of {', '.join(architectures_of(self.library))}"
+            )
         if self.steps < 20:
             raise InputError(f"{self.steps} steps: give at least 20, so that warm-ups and windows have room")
 
