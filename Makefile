@@ -6,7 +6,7 @@ PEERS ?= .venv-peers
 # Compiled programs are kept between runs and clones: the second run of anything starts faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/sparse_jax/jax
 
-.PHONY: demo test test-fast test-long test-peers bench-peers lint bench-env clean
+.PHONY: demo test test-fast test-long test-peers bench-peers bench-quality lint bench-env clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +51,11 @@ bench-peers: $(PEERS)/.ready
 	$(PEERS)/bin/python -W ignore -m benchmarks.step_speed --architecture l1 --width 256 --batch 1024
 	$(PEERS)/bin/python -W ignore -m benchmarks.step_speed --architecture topk --width 256 --batch 1024
 	$(PEERS)/bin/python -W ignore -m benchmarks.step_speed --architecture topk --features 16384 --repeats 3
+
+# Quality of three libraries' trainers on the same activations: hours; what is done is in benchmarks/quality_results.
+bench-quality: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
+bench-quality: $(PEERS)/.ready
+	$(PEERS)/bin/python -W ignore -m benchmarks.quality
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -95,8 +95,11 @@ def main(flags: Flags) -> None:
 
 def run_missing(flags: Flags) -> None:
     """All runs without a result, library by library."""
-    stream = open_stream(flags.stream, model=flags.model, site=flags.site, text=flags.text, tokens=flags.tokens)
-    held = held_out(flags.model, flags.site, flags.text, flags.eval_text, flags.eval_tokens, CONTEXT)
+    source = {"model": flags.model, "site": flags.site, "text": flags.text, "eval_text": flags.eval_text}
+    stream = open_stream(flags.stream, **source, tokens=flags.tokens)
+    held = held_out(
+        flags.model, flags.site, flags.text, flags.eval_text, flags.eval_tokens, CONTEXT, flags.stream / "held.npz"
+    )
     floors(flags, stream, held)
     for architecture in flags.architectures:
         for library in flags.libraries:

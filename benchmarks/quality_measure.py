@@ -1,7 +1,10 @@
 """Measuring many dictionaries on the same held-out text: what does not depend on the dictionary is computed once."""
 
+import json
+import os
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,7 @@ import numpy as np
 from experiments.measuring import in_float32
 from sparse_jax.activations import activations
 from sparse_jax.dictionaries import Normalised
+from sparse_jax.errors import InputError
 from sparse_jax.lm import LanguageModel, Site, check_site, load, load_tokenizer, resolve
 from sparse_jax.lm.holdout import split
 from sparse_jax.lm.losses import cross_entropy
@@ -45,14 +49,37 @@ class Held:
     ce_clean: float
 
 
-def held_out(model: str, site: str, train_text: str, text: str, tokens: int, context: int) -> Held:
+def held_out(model: str, site: str, train_text: str, text: str, tokens: int, context: int, stored: Path) -> Held:
     """At least `tokens` positions that count, of `text`, and the clean loss on them.
 
+    Args:
+        model, site: the language model and where its activations are taken.
+        train_text, text: what was trained on, what is measured on.
+        tokens, context: how many tokens, in rows of how many.
+        stored: file (.npz) that all this is kept in, made where it is not there.
+
     Raises:
-        InputError: a document of `text` is in `train_text` too.
+        InputError: a document of `text` is in `train_text` too; the file holds something else.
     """
-    lm, tokenizer = load(model, dtype="float32"), load_tokenizer(resolve(model))
+    lm = load(model, dtype="float32")
     place = check_site(lm.config, site)
+    asked = json.dumps([model, site, Path(train_text).name, text, tokens, context])
+    if stored.exists():
+        with np.load(stored) as found:
+            if str(found["asked"]) != asked:
+                raise InputError(f"{stored} holds {found['asked']}, not {asked}: remove it, or give another --stream")
+            arrays = (found[name] for name in ("tokens", "targets", "mask", "x"))
+            return Held(lm, place, *arrays, float(found["ce_clean"]))
+    held = _measured(lm, place, train_text, text, tokens, context, load_tokenizer(resolve(model)))
+    arrays = {name: getattr(held, name) for name in ("tokens", "targets", "mask", "x", "ce_clean")}
+    temporary = stored.with_suffix(".tmp.npz")
+    np.savez(temporary, asked=asked, **arrays)
+    os.replace(temporary, stored)
+    return held
+
+
+def _measured(lm, place: Site, train_text: str, text: str, tokens: int, context: int, tokenizer) -> Held:
+    """`held_out` without the file."""
     _, held = split(train_text, text, tokenizer=tokenizer, context=context)
     rows = pack(held, tokenizer, context)
     count = -(-tokens // ((context - 1) * ROWS)) * ROWS

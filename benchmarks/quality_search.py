@@ -1,8 +1,8 @@
 """How a trainer is brought to a wished L0 with a fixed budget, the same for every library.
 
 Near a wished L0, log L0 and log FVU are close to straight lines in the logarithm of a sparsity coefficient. For each
-learning rate there are three trials: at the first guess; where L0 = 32 is expected, one octave of the coefficient for
-one of L0; and on the other side of 32, by the line through the first two. Where the knob is L0 itself, one trial does.
+learning rate there are three trials: at the first guess; where the wished L0 is expected, one octave of the coefficient
+for one of L0; and on its other side, by the line through the first two. Where the knob is L0 itself, one trial does.
 """
 
 import math

@@ -63,15 +63,15 @@ class Stream:
         return batch
 
 
-def open_stream(folder: Path, *, model: str, site: str, text: str, tokens: int) -> Stream:
-    """The stored stream, made first where it is not there.
+def open_stream(folder: Path, *, model: str, site: str, text: str, eval_text: str, tokens: int) -> Stream:
+    """The stored stream, made first where it is not there; no document of `eval_text` may be in `text`.
 
     Raises:
         InputError: the folder holds another one; the text has too few tokens.
     """
     card = {"model": model, "site": site, "text": Path(text).name, "tokens": tokens, "context": CONTEXT}
     if not (folder / "card.json").exists():
-        _make(folder, card, text)
+        _make(folder, card, text, eval_text)
     found = json.loads((folder / "card.json").read_text())
     if found != card:
         raise InputError(f"{folder} holds the stream {found}, not {card}: give another --stream, or remove it")
@@ -83,13 +83,12 @@ def open_stream(folder: Path, *, model: str, site: str, text: str, tokens: int) 
     )
 
 
-def _make(folder: Path, card: dict, text: str) -> None:
+def _make(folder: Path, card: dict, text: str, eval_text: str) -> None:
     from tqdm import tqdm
 
     lm, tokenizer = load(card["model"], dtype="float32"), load_tokenizer(resolve(card["model"]))
     site = check_site(lm.config, card["site"])
-    # What is evaluated on is another text altogether.
-    train, _ = split(text, "austen", tokenizer=tokenizer, context=CONTEXT)
+    train, _ = split(text, eval_text, tokenizer=tokenizer, context=CONTEXT)
     rows = pack(train, tokenizer, CONTEXT)
     # Remembered: the statistics are a second pass over the same blocks.
     blocks = RememberedBlocks(Blocks(lm, rows, site, seed=0), lm.config.d_model, limit_bytes=8 << 30)

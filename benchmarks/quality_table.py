@@ -10,8 +10,8 @@ from benchmarks.quality_search import at_target
 def read_results(folder: Path) -> dict:
     """{"floors": {...}, "rows": [{library, architecture, seeds, fvu, ...}]} from the files in `folder`.
 
-    fvu is (mean, spread over seeds) at the wished L0, each seed's FVU moved there along the exponent that the trainer's own
-    trials showed; the others are as measured.
+    fvu is (mean, spread over seeds) at the wished L0, each seed's FVU moved there along the exponent that the trainer's
+    own trials showed; the others are as measured.
     """
     floors = folder / "floors.json"
     rows = []
