@@ -33,6 +33,7 @@ def _row(folder: Path, choice: dict, seeds: list[dict], trials: list[dict]) -> d
         "learning_rate": choice["learning_rate"],
         "sparsity": choice["sparsity"],
         "l0": _mean_spread([seed["l0"] for seed in seeds]),
+        "raw_fvu": _mean_spread([seed["fvu"] for seed in seeds]),
         "fvu": _mean_spread(fvu),
         "ce_increase": _mean_spread([seed["ce_increase"] for seed in seeds]),
         "dead": _mean_spread([seed["dead_fraction"] for seed in seeds]),
