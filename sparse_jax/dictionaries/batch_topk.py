@@ -1,4 +1,4 @@
-"""The BatchTopK sparse autoencoder. Source: Bussmann et al. 2024, eq. 4-6.
+"""The BatchTopK sparse autoencoder. Source: Bussmann et al. 2024 (arXiv 2412.06410), section 3.
 
     training    c = the rows * k largest of ReLU((x - b_dec) W_enc + b_enc) over the whole batch
     inference   c = ReLU(...) where ReLU(...) > threshold, else 0

@@ -1,5 +1,5 @@
 """The Gated sparse autoencoder. Source: Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated Sparse
-Autoencoders", sections 3.1 (encoder) and 3.2 (loss).
+Autoencoders" (arXiv 2404.16014), sections 3.2.1 (encoder) and 3.2.2 (loss), appendix G (pseudo-code).
 
     pi_gate = (x - b_dec) W_enc + b_gate
     pi_mag  = exp(r_mag) * ((x - b_dec) W_enc) + b_mag       weights shared, up to a scale for each feature

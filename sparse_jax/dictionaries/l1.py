@@ -8,16 +8,16 @@ Conerly et al. 2024, "Update on how we train SAEs" (the penalty weighted by deco
 
 With `norm_weighted` the penalty is l1 * sum_i c_i ||d_i|| and the rows of W_dec are free: the penalty can no longer be
 evaded by long rows, so nothing need be projected. Conerly et al. start with ||d_i|| between 0.05 and 1 (0.1 in
-SAELens), W_enc = W_dec^T and l1 about 5 on activations scaled as here (E||x||^2 = d), and warm l1 up over the first
-5 % of the run.
+SAELens), W_enc = W_dec^T and l1 about 5 on activations scaled to a mean norm of sqrt(d), nearly as here
+(E||x||^2 = d), and warm l1 up over the first 5 % of the run.
 
 Softplus has a gradient everywhere, so no feature can die, but its codes are never 0. They are left whole in training;
 `encode`, and with it every count of firing features, takes codes up to SOFTPLUS_SILENT (0.01) for 0. Leaving those out
 changes the reconstruction by at most 0.01 sqrt(n_features) or so in norm, where ||x|| is about sqrt(d).
 
 Without `decoder_bias` there is no b_dec at all; without `centring` it is not subtracted from the input.
-Cunningham et al. write MSE as a mean over d and call the coefficient alpha: l1 = alpha * d here (times the scale of the
-activations, where theirs are not normalised).
+The code of Cunningham et al. takes the squared error as a mean over d and calls the coefficient alpha: l1 = alpha * d
+here (times the scale of the activations, where theirs are not normalised).
 """
 
 from dataclasses import dataclass

@@ -14,9 +14,9 @@ taken on the codes of recent batches at each change of p:
     s <- s * mean S_(p before)(c) / mean S_(p now)(c)        s = 1 at first
 
 They change p in a number of jumps and average over the last 10 batches before each; here p changes a little at every
-step, and the factors of many steps average themselves. Two more differences: in the authors' code the reconstruction
-term is the norm, not its square, and c^p has no e (an infinite slope at 0). S_1 is sum_i c_i exactly; for p < 1 codes
-well above 0.001 are penalised as c^p.
+step, and the factors of many steps average themselves. Two more differences: in the authors' earlier code the
+reconstruction term is the norm, not its square (dictionary_learning 0.1.0 has the square), and c^p has no e (an
+infinite slope at 0). S_1 is sum_i c_i exactly; for p < 1 codes well above 0.001 are penalised as c^p.
 """
 
 from dataclasses import dataclass

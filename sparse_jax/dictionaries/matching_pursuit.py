@@ -1,4 +1,4 @@
-"""The matching-pursuit sparse autoencoder. Source: Costa et al. 2025, algorithm 1; Mallat & Zhang 1993.
+"""The matching-pursuit sparse autoencoder. Source: Costa et al. 2025 (MP-SAE, arXiv 2506.03093); Mallat & Zhang 1993.
 
     r = x - b_dec;   k times:   j = argmax_i r . W_dec_i,   v = ReLU(r . W_dec_j),   c_j += v,   r -= v W_dec_j
     x_hat = c W_dec + b_dec = x - r                     rows of W_dec have norm 1; it is the encoder too
@@ -7,7 +7,11 @@
 Each feature is chosen by what the earlier ones left, which finds features that are correlated or nested, where one
 product with an encoder sees only their sum. Largest inner product, not largest magnitude: codes are not negative (the
 ReLU; SAELens has it too), and a step that finds nothing positive does nothing. A feature may be chosen again later; its
-values add up, so that a row has at most k active features. SAELens' bound is d_in; it ends where the choice repeats.
+values add up, so that a row has at most k active features.
+
+The number of steps is a fixed k here. SAELens ends a row where its set of chosen features no longer grows or the norm
+of the residual is below 0.01, after d_in steps at the most. The authors' code (mpsae/MP-SAE) has no k at all but the
+same two stops, and no b_dec.
 
 Gradients flow through the values of all steps, not through the choices; the products that find them are not
 differentiated, and the backward pass keeps only each step's residual and choice.

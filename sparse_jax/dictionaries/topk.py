@@ -1,16 +1,16 @@
-"""The TopK sparse autoencoder. Source: Gao et al. 2024, section 2.3, appendices A.1 and A.2; Makhzani & Frey 2013.
+"""The TopK sparse autoencoder. Source: Gao et al. 2024 (TopK, initialisation, AuxK); Makhzani & Frey 2013.
 
     c     = TopK(ReLU((x - b_dec) W_enc + b_enc))       the k largest of each row, ties to the lower index
     x_hat = c W_dec + b_dec                             rows of W_dec have norm 1
     loss  = ||x - x_hat||^2 + AuxK                      mean over rows; AuxK: see aux_k.py
 
-With or without the ReLU? Section 2.3 writes TopK alone, the authors' code and SAELens apply ReLU after selecting,
+With or without the ReLU? The paper writes TopK alone, the authors' code and SAELens apply ReLU after selecting,
 dictionary_learning and sparsify before: the codes are the same, since the k largest that are positive are selected
 either way. A row with fewer than k positive pre-activations has fewer than k active features.
 
-Starting point (appendix A.1): W_enc = gain * W_dec^T with one gain such that reconstructions of random unit vectors
-have norm 1 on average. The paper finds it of little or no effect; SAELens, sparsify and dictionary_learning leave it
-out.
+Starting point: W_enc = gain * W_dec^T with one gain such that reconstructions of random unit vectors have norm 1 on
+average. Its authors found no clear evidence that it helps (a comment in their code); SAELens, sparsify and
+dictionary_learning leave it out.
 
 k is an upper bound that fixes shapes; the k in use is the traced coefficient "k_now", which may fall from a larger one
 at the start of the run and may be varied without compiling anything anew.
