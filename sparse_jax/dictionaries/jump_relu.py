@@ -39,8 +39,8 @@ default here too).
 Where sources differ: quadratic takes the mean L0 of the batch as dictionary_learning does, not that of each row, which
 would hold every row to the same count. The related penalty of Gemma Scope 2 (eq. 5), which SAELens 6.54 has, is of each
 row: l0 * (2 / target_l0) * (||c||_0 - target_l0)^2; for one coefficient it is 2 target_l0 times as large as ours.
-SAELens adds pre_act for dead features only; here, as in the update, for all.
-Neither library puts a ReLU before the jump.
+SAELens adds pre_act for dead features only; here, as in the update, for all. Neither library puts a ReLU before the
+jump.
 """
 
 import math
@@ -161,6 +161,7 @@ class JumpReLU(UnitNormDecoder):
 
     @property
     def constrained(self) -> bool:
+        """Unless the penalty is tanh, which weighs codes by the norms of their rows."""
         return self.penalty != "tanh"
 
     @property
@@ -169,11 +170,13 @@ class JumpReLU(UnitNormDecoder):
 
     @property
     def coefficients(self) -> dict[str, float]:
+        """`l0`, by default what suits the penalty; `pre_act` with tanh only."""
         l0 = DEFAULT_L0[self.penalty] if self.l0 is None else self.l0
         return {"l0": l0} | ({"pre_act": self.pre_act} if self.penalty == "tanh" else {})
 
     @property
     def ramps(self) -> dict[str, Ramp]:
+        """With tanh, l0 rises over the whole run and pre_act stands from the start, as in Anthropic's update."""
         return {"l0": Ramp(0.0, 0.0, 1.0), "pre_act": HELD} if self.penalty == "tanh" else {}
 
     @property
@@ -190,6 +193,7 @@ class JumpReLU(UnitNormDecoder):
         return self.bandwidth * math.sqrt(self.d_in)
 
     def init(self, key: jax.Array) -> Params:
+        """`init_linear`, b_enc = 0, and every threshold at `threshold * sqrt(d_in)`, as a logarithm."""
         start = math.log(self.threshold * math.sqrt(self.d_in))
         return self.init_linear(key) | {
             "b_enc": jnp.zeros(self.n_features, jnp.float32),
@@ -201,10 +205,12 @@ class JumpReLU(UnitNormDecoder):
         return matmul(self.centred(params, x), params["W_enc"], self.compute_dtype) + params["b_enc"]
 
     def encode(self, params: Params, x: jax.Array) -> jax.Array:
+        """z where it exceeds both 0 and its threshold, in training too."""
         z = jax.nn.relu(self.pre_activations(params, x))
         return jump_relu(z, jnp.exp(params["log_threshold"]), self.kernel_width)
 
     def loss(self, params: Params, batch: Batch, ctx: Context) -> Losses:
+        """Terms "reconstruction" and "l0"; with tanh "pre_act" too."""
         z, threshold = self.pre_activations(params, batch.x), jnp.exp(params["log_threshold"])
         codes = jump_relu(jax.nn.relu(z), threshold, self.kernel_width)
         y_hat = self.decode(params, codes)

@@ -77,6 +77,7 @@ class L1(UnitNormDecoder):
 
     @property
     def constrained(self) -> bool:
+        """Unless the penalty weighs codes by the norms of their rows."""
         return not self.norm_weighted
 
     @property
@@ -88,6 +89,7 @@ class L1(UnitNormDecoder):
         return {"l1": self.l1}
 
     def init(self, key: jax.Array) -> Params:
+        """`init_linear` with rows of W_dec at `decoder_norm`, and b_enc = 0; without W_enc where it is tied."""
         params = self.init_linear(key) | {"b_enc": jnp.zeros(self.n_features, jnp.float32)}
         params["W_dec"] = self.decoder_norm * params["W_dec"]
         if self.tied:
@@ -95,6 +97,7 @@ class L1(UnitNormDecoder):
         return params
 
     def encode(self, params: Params, x: jax.Array) -> jax.Array:
+        """Training codes; of softplus', those up to SOFTPLUS_SILENT are 0."""
         return self.silenced(self.training_codes(params, x))
 
     def training_codes(self, params: Params, x: jax.Array) -> jax.Array:
@@ -116,6 +119,7 @@ class L1(UnitNormDecoder):
         return codes * safe_norm(params["W_dec"]) if self.norm_weighted else codes
 
     def loss(self, params: Params, batch: Batch, ctx: Context) -> Losses:
+        """Terms "reconstruction" and "l1", both of the training codes; features fire where `encode` is not 0."""
         codes = self.training_codes(params, batch.x)
         y_hat = self.decode(params, codes)
         penalty = weighted_mean(jnp.sum(self.penalised(params, codes), axis=-1), batch.weight)
@@ -123,6 +127,7 @@ class L1(UnitNormDecoder):
         return Losses(terms, y_hat, firings(self.silenced(codes), batch.weight), {})
 
     def value_and_grad(self, params: Params, batch: Batch, ctx: Context) -> tuple[jax.Array, Losses, Params]:
+        """By hand (l1_gradient.py) for this loss; for a subclass with a loss of its own by autodiff."""
         if type(self).loss is not L1.loss:  # the gradient written by hand is that of this loss alone
             return super().value_and_grad(params, batch, ctx)
         return l1_gradient.value_and_grad(self, params, batch, ctx)

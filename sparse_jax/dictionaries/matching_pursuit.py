@@ -45,18 +45,21 @@ class MatchingPursuit(KSparse):
         return {"aux_k": "aux_coefficient"}
 
     def init(self, key: jax.Array) -> Params:
+        """Random unit rows of W_dec, which are the encoder too, and b_dec = 0."""
         return {
             "W_dec": unit_rows(jax.random.normal(key, (self.n_features, self.d_out), jnp.float32)),
             "b_dec": jnp.zeros(self.d_out, jnp.float32),
         }
 
     def encode(self, params: Params, x: jax.Array) -> jax.Array:
+        """The summed values of k greedy steps from `x - b_dec`."""
         # More than n_features steps refine the values: k is not bounded here.
         W_dec = jnp.asarray(params["W_dec"])
         _, values, chosen = pursue(x - params["b_dec"], W_dec, self.k, self.compute_dtype)
         return dense_codes(values, chosen, self.n_features)
 
     def loss(self, params: Params, batch: Batch, ctx: Context) -> Losses:
+        """Terms "reconstruction" and "aux_k" (the pursuit among dead features), after as many steps as `k_now` says."""
         W_dec = jnp.asarray(params["W_dec"])
         k, steps = current_k(ctx), max(self.k, self.anneal_from)
         left, values, chosen = pursue(batch.x - params["b_dec"], W_dec, steps, self.compute_dtype, k)

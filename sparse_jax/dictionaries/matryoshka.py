@@ -59,6 +59,7 @@ class Matryoshka(BatchTopK):
         return made
 
     def loss(self, params: Params, batch: Batch, ctx: Context) -> Losses:
+        """Terms "reconstruction" (of all), "prefixes" (the smaller ones summed) and "aux_k"; moves the threshold."""
         values = self.preactivations(params, batch.x)
         codes = self.batch_codes(values, batch.weight, ctx)
         *inner, y_hat = self.prefix_reconstructions(params, codes)

@@ -39,6 +39,7 @@ class MultiTopK(TopK):
             raise InputError(f"--wide-coefficient {self.wide_coefficient}: the coefficient cannot be negative")
 
     def loss(self, params: Params, batch: Batch, ctx: Context) -> Losses:
+        """Terms "reconstruction" (k features), "wide" (`wide` times k) and "aux_k"."""
         values = self.preactivations(params, batch.x)
         positive = jax.nn.relu(values)
         k = current_k(ctx)

@@ -80,6 +80,7 @@ class KSparse(Dictionary):
 
     @property
     def coefficients(self) -> dict[str, float]:
+        """`k_now`, the k in use, and `aux_k`, the weight of AuxK."""
         return {"k_now": float(self.k), "aux_k": self.aux_coefficient}
 
     @property
@@ -88,19 +89,24 @@ class KSparse(Dictionary):
 
     @property
     def ramps(self) -> dict[str, Ramp]:
+        """`k_now` comes down from `anneal_from` where that is given; neither coefficient is warmed up from 0."""
         falling = Ramp(float(self.anneal_from), 0.0, self.anneal) if self.anneal_from else HELD
         return {"k_now": falling, "aux_k": HELD}
 
     def decode(self, params: Params, codes: jax.Array, x: jax.Array | None = None) -> jax.Array:
+        """`codes W_dec + b_dec`."""
         return matmul(codes, params["W_dec"], self.compute_dtype) + params["b_dec"]
 
     def tangent(self, params: Params, grads: Params) -> Params:
+        """Without the part of W_dec's gradient along its unit rows."""
         return unit_norm_tangent(params, grads)
 
     def project(self, params: Params) -> Params:
+        """Rows of W_dec back at norm 1."""
         return unit_norm_project(params)
 
     def directions(self, params: Params) -> jax.Array:
+        """The rows of W_dec."""
         return params["W_dec"]
 
 
@@ -126,6 +132,9 @@ class TopK(KSparse):
             raise InputError(f"--aux-k {self.aux_k}: give a number of features, or 0 for half of the site's width")
 
     def init(self, key: jax.Array) -> Params:
+        """Random unit rows of W_dec, W_enc its transpose over the mean norm of reconstructions of random unit vectors,
+        biases 0.
+        """
         W_dec = unit_rows(jax.random.normal(key, (self.n_features, self.d_out), jnp.float32))
         params = {
             "W_enc": W_dec.T,
@@ -148,9 +157,11 @@ class TopK(KSparse):
         return jnp.where(top_k_mask(codes, self.k), codes, 0)
 
     def encode(self, params: Params, x: jax.Array) -> jax.Array:
+        """The k largest pre-activations of each row, as far as they are positive."""
         return self.top_k_codes(params, x)
 
     def loss(self, params: Params, batch: Batch, ctx: Context) -> Losses:
+        """Terms "reconstruction" and "aux_k"; as many features are active in a row as `k_now` says."""
         values = self.preactivations(params, batch.x)
         codes = jax.nn.relu(values)
         codes = jnp.where(top_k_mask(codes, self.k_bound, current_k(ctx)), codes, 0)
@@ -162,6 +173,7 @@ class TopK(KSparse):
         return Losses(terms, y_hat, firings(codes, batch.weight), {})
 
     def value_and_grad(self, params: Params, batch: Batch, ctx: Context) -> tuple[jax.Array, Losses, Params]:
+        """By hand (topk_gradient.py) for this loss; for a subclass with a loss of its own by autodiff."""
         if type(self).loss is not TopK.loss:  # the gradient written by hand is that of this loss alone
             return super().value_and_grad(params, batch, ctx)
         return top_k_value_and_grad(self, params, batch, ctx, current_k(ctx))
