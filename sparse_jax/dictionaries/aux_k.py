@@ -4,20 +4,22 @@
     e_hat = sum over the k_aux largest dead features of pre-activation x row of W_dec        no b_dec
     loss  = aux_coefficient * d_out * mean ||e - e_hat||^2 / mean ||e - mean e||^2           means over rows
 
-Dead: silent for more rows than the dead window. k_aux is d / 2 by default (appendix B.1: a power of two near d / 2).
+Dead: silent for more rows than the dead window. k_aux is d / 2 by default (the paper: about d / 2, appendix B.1).
 
-The scale. The paper writes aux_coefficient * ||e - e_hat||^2 and means normalised errors throughout; its authors' code
-divides the main error by the variance of x and the auxiliary one by the variance of e, so that revival does not fade as
-the reconstruction improves. Here the main error is not divided, and normalised activations have a variance of d_out:
-hence the factor. Others differ: dictionary_learning divides the auxiliary error alone (its coefficient is d_out times
-aux_coefficient); SAELens divides neither, sparsify both by the variance of x, and both of these multiply by
-min(1, dead / k_aux). Adam does not see the scale of a gradient that a dead feature has from nowhere else.
+The scale. The paper writes aux_coefficient * ||e - e_hat||^2; its authors' code divides the main error by the variance
+of x and the auxiliary one by the variance of e, so that revival does not fade as the reconstruction improves. Here
+the main error is not divided, and normalised activations have a variance of d_out: hence the factor. Others differ:
+dictionary_learning divides the auxiliary error alone (its coefficient is d_out times aux_coefficient); SAELens divides
+neither, sparsify both by the variance of x, and both of these multiply by min(1, dead / k_aux). Adam does not see the
+scale of a gradient that a dead feature has from nowhere else.
 
 The ReLU is left out: behind it a feature that is negative on every row has no gradient and stays dead for good, which
-is how dictionary_learning and sparsify lose features whose bias has fallen. SAELens leaves it out too.
+is how the paper's authors' own code (train.py of openai/sparse_autoencoder), dictionary_learning and sparsify lose
+features whose bias has fallen. SAELens leaves it out too.
 
 Only dead features move: the target is detached, and callers detach b_dec where it centres the input of the
-pre-activations. Nothing is divided by zero, so the paper's replacement of NaN by 0 is not needed.
+pre-activations. Nothing is divided by zero, so what the authors' code does, replacing NaN by 0, is
+not needed.
 """
 
 import jax

@@ -36,6 +36,7 @@ class LinearTopK(Dictionary):
 
     @property
     def frozen(self) -> tuple[str, ...]:
+        """All of it: the dictionary is fitted once, not trained."""
         return ("W_dec", "mean", "gain")
 
     def init(self, key: jax.Array) -> Params:
@@ -44,12 +45,15 @@ class LinearTopK(Dictionary):
         return {"W_dec": jnp.eye(self.n_features, self.d_in), "mean": zeros, "gain": jnp.ones((), jnp.float32)}
 
     def encode(self, params: Params, x: jax.Array) -> jax.Array:
+        """`gain * top_k((x - mean) W_dec^T)`, the k coefficients of largest magnitude with their signs."""
         return params["gain"] * keep_top_k((x - params["mean"]) @ params["W_dec"].T, self.k)
 
     def decode(self, params: Params, codes: jax.Array, x: jax.Array | None = None) -> jax.Array:
+        """`codes W_dec + mean`."""
         return codes @ params["W_dec"] + params["mean"]
 
     def loss(self, params: Params, batch: Batch, ctx: Context) -> Losses:
+        """The term "reconstruction" alone, for measuring: nothing is trained."""
         codes = self.encode(params, batch.x)
         y_hat = self.decode(params, codes)
         frozen = {name: params[name] for name in self.frozen}
@@ -58,6 +62,7 @@ class LinearTopK(Dictionary):
         )
 
     def directions(self, params: Params) -> jax.Array:
+        """The rows of W_dec."""
         return params["W_dec"]
 
 

@@ -1,4 +1,4 @@
-"""The BatchTopK sparse autoencoder. Source: Bussmann et al. 2024, eq. 4-6.
+"""The BatchTopK sparse autoencoder. Source: Bussmann et al. 2024 (arXiv 2412.06410), section 3.
 
     training    c = the rows * k largest of ReLU((x - b_dec) W_enc + b_enc) over the whole batch
     inference   c = ReLU(...) where ReLU(...) > threshold, else 0
@@ -49,18 +49,22 @@ class BatchTopK(TopK):
 
     @property
     def frozen(self) -> tuple[str, ...]:
+        """The threshold: an average of what training selects, not learned."""
         return ("threshold",)
 
     def init(self, key: jax.Array) -> Params:
+        """TopK's, and a threshold that is not known yet."""
         return {**super().init(key), "threshold": jnp.full((), NOT_KNOWN, jnp.float32)}
 
     def encode(self, params: Params, x: jax.Array) -> jax.Array:
+        """Activations above the threshold, each row by itself; the k largest of each row while it is not known."""
         codes = jax.nn.relu(self.preactivations(params, x))
         threshold = jnp.asarray(params["threshold"]).astype(codes.dtype)
         keep = lax.cond(threshold < 0, lambda codes: top_k_mask(codes, self.k), lambda codes: codes > threshold, codes)
         return jnp.where(keep, codes, 0)
 
     def loss(self, params: Params, batch: Batch, ctx: Context) -> Losses:
+        """Terms "reconstruction" and "aux_k", of the rows * k largest activations of the batch; moves the threshold."""
         values = self.preactivations(params, batch.x)
         codes = self.batch_codes(values, batch.weight, ctx)
         y_hat = self.decode(params, codes)
@@ -72,6 +76,7 @@ class BatchTopK(TopK):
         return Losses(terms, y_hat, firings(codes, batch.weight), frozen)
 
     def value_and_grad(self, params: Params, batch: Batch, ctx: Context) -> tuple[jax.Array, Losses, Params]:
+        """By hand (topk_gradient.py) for this loss; for a subclass with a loss of its own by autodiff."""
         if type(self).loss is not BatchTopK.loss:  # the gradient written by hand is that of this loss alone
             return super().value_and_grad(params, batch, ctx)
         return batch_top_k_value_and_grad(self, params, batch, ctx)

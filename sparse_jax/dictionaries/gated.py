@@ -1,5 +1,5 @@
 """The Gated sparse autoencoder. Source: Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated Sparse
-Autoencoders", sections 3.1 (encoder) and 3.2 (loss).
+Autoencoders" (arXiv 2404.16014), sections 3.2.1 (encoder) and 3.2.2 (loss), appendix G (pseudo-code).
 
     pi_gate = (x - b_dec) W_enc + b_gate
     pi_mag  = exp(r_mag) * ((x - b_dec) W_enc) + b_mag       weights shared, up to a scale for each feature
@@ -61,11 +61,13 @@ class Gated(UnitNormDecoder):
         return {"l1": self.l1}
 
     def init(self, key: jax.Array) -> Params:
+        """`init_linear`, and b_gate, b_mag and r_mag `[n_features]` of 0."""
         return self.init_linear(key) | {
             name: jnp.zeros(self.n_features, jnp.float32) for name in ("b_gate", "b_mag", "r_mag")
         }
 
     def encode(self, params: Params, x: jax.Array) -> jax.Array:
+        """`1[pi_gate > 0] * ReLU(pi_mag)`, in training too."""
         return self.gates_and_codes(params, x)[1]
 
     def gates_and_codes(self, params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -76,6 +78,7 @@ class Gated(UnitNormDecoder):
         return gate, jnp.where(gate > 0, magnitude, 0)
 
     def loss(self, params: Params, batch: Batch, ctx: Context) -> Losses:
+        """Terms "reconstruction", "l1" (of the gate alone) and "auxiliary" (the gate through a constant decoder)."""
         gate, codes = self.gates_and_codes(params, batch.x)
         y_hat = self.decode(params, codes)
         opened = jax.nn.relu(gate)

@@ -8,16 +8,16 @@ Conerly et al. 2024, "Update on how we train SAEs" (the penalty weighted by deco
 
 With `norm_weighted` the penalty is l1 * sum_i c_i ||d_i|| and the rows of W_dec are free: the penalty can no longer be
 evaded by long rows, so nothing need be projected. Conerly et al. start with ||d_i|| between 0.05 and 1 (0.1 in
-SAELens), W_enc = W_dec^T and l1 about 5 on activations scaled as here (E||x||^2 = d), and warm l1 up over the first
-5 % of the run.
+SAELens), W_enc = W_dec^T and l1 about 5 on activations scaled to a mean norm of sqrt(d), nearly as here
+(E||x||^2 = d), and warm l1 up over the first 5 % of the run.
 
 Softplus has a gradient everywhere, so no feature can die, but its codes are never 0. They are left whole in training;
 `encode`, and with it every count of firing features, takes codes up to SOFTPLUS_SILENT (0.01) for 0. Leaving those out
 changes the reconstruction by at most 0.01 sqrt(n_features) or so in norm, where ||x|| is about sqrt(d).
 
 Without `decoder_bias` there is no b_dec at all; without `centring` it is not subtracted from the input.
-Cunningham et al. write MSE as a mean over d and call the coefficient alpha: l1 = alpha * d here (times the scale of the
-activations, where theirs are not normalised).
+The code of Cunningham et al. takes the squared error as a mean over d and calls the coefficient alpha: l1 = alpha * d
+here (times the scale of the activations, where theirs are not normalised).
 """
 
 from dataclasses import dataclass
@@ -77,6 +77,7 @@ class L1(UnitNormDecoder):
 
     @property
     def constrained(self) -> bool:
+        """Unless the penalty weighs codes by the norms of their rows."""
         return not self.norm_weighted
 
     @property
@@ -88,6 +89,7 @@ class L1(UnitNormDecoder):
         return {"l1": self.l1}
 
     def init(self, key: jax.Array) -> Params:
+        """`init_linear` with rows of W_dec at `decoder_norm`, and b_enc = 0; without W_enc where it is tied."""
         params = self.init_linear(key) | {"b_enc": jnp.zeros(self.n_features, jnp.float32)}
         params["W_dec"] = self.decoder_norm * params["W_dec"]
         if self.tied:
@@ -95,6 +97,7 @@ class L1(UnitNormDecoder):
         return params
 
     def encode(self, params: Params, x: jax.Array) -> jax.Array:
+        """Training codes; of softplus', those up to SOFTPLUS_SILENT are 0."""
         return self.silenced(self.training_codes(params, x))
 
     def training_codes(self, params: Params, x: jax.Array) -> jax.Array:
@@ -116,6 +119,7 @@ class L1(UnitNormDecoder):
         return codes * safe_norm(params["W_dec"]) if self.norm_weighted else codes
 
     def loss(self, params: Params, batch: Batch, ctx: Context) -> Losses:
+        """Terms "reconstruction" and "l1", both of the training codes; features fire where `encode` is not 0."""
         codes = self.training_codes(params, batch.x)
         y_hat = self.decode(params, codes)
         penalty = weighted_mean(jnp.sum(self.penalised(params, codes), axis=-1), batch.weight)
@@ -123,6 +127,7 @@ class L1(UnitNormDecoder):
         return Losses(terms, y_hat, firings(self.silenced(codes), batch.weight), {})
 
     def value_and_grad(self, params: Params, batch: Batch, ctx: Context) -> tuple[jax.Array, Losses, Params]:
+        """By hand (l1_gradient.py) for this loss; for a subclass with a loss of its own by autodiff."""
         if type(self).loss is not L1.loss:  # the gradient written by hand is that of this loss alone
             return super().value_and_grad(params, batch, ctx)
         return l1_gradient.value_and_grad(self, params, batch, ctx)

@@ -14,9 +14,9 @@ taken on the codes of recent batches at each change of p:
     s <- s * mean S_(p before)(c) / mean S_(p now)(c)        s = 1 at first
 
 They change p in a number of jumps and average over the last 10 batches before each; here p changes a little at every
-step, and the factors of many steps average themselves. Two more differences: in the authors' code the reconstruction
-term is the norm, not its square, and c^p has no e (an infinite slope at 0). S_1 is sum_i c_i exactly; for p < 1 codes
-well above 0.001 are penalised as c^p.
+step, and the factors of many steps average themselves. Two more differences: in the authors' earlier code the
+reconstruction term is the norm, not its square (dictionary_learning 0.1.0 has the square), and c^p has no e (an
+infinite slope at 0). S_1 is sum_i c_i exactly; for p < 1 codes well above 0.001 are penalised as c^p.
 """
 
 from dataclasses import dataclass
@@ -86,23 +86,28 @@ class Lp(L1):
 
     @property
     def coefficients(self) -> dict[str, float]:
+        """`l1`, and p at the end of the run."""
         return {"l1": self.l1, "p": self.p}
 
     @property
     def ramps(self) -> dict[str, Ramp]:
+        """p falls from `p_start` between the two shares, or stays; l1 is warmed up by the schedule."""
         return {"p": Ramp(self.p_start, self.anneal_begin, self.anneal_end) if self.anneals else HELD}
 
     @property
     def frozen(self) -> tuple[str, ...]:
+        """Where the strength is held while p falls: the p of the step before, and the factor s."""
         return ("p_before", "strength") if self.anneals and self.hold_strength else ()
 
     def init(self, key: jax.Array) -> Params:
+        """L1's, and where the strength is held `p_before` = p_start and `strength` = 1."""
         params = super().init(key)
         if self.frozen:
             params |= {"p_before": jnp.full((), self.p_start, jnp.float32), "strength": jnp.ones((), jnp.float32)}
         return params
 
     def loss(self, params: Params, batch: Batch, ctx: Context) -> Losses:
+        """Terms "reconstruction" and "lp" = l1 * s * S_p; where the strength is held s moves, without a gradient."""
         codes = self.training_codes(params, batch.x)
         y_hat = self.decode(params, codes)
         penalised = self.penalised(params, codes)

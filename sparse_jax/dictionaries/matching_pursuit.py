@@ -1,4 +1,4 @@
-"""The matching-pursuit sparse autoencoder. Source: Costa et al. 2025, algorithm 1; Mallat & Zhang 1993.
+"""The matching-pursuit sparse autoencoder. Source: Costa et al. 2025 (MP-SAE, arXiv 2506.03093); Mallat & Zhang 1993.
 
     r = x - b_dec;   k times:   j = argmax_i r . W_dec_i,   v = ReLU(r . W_dec_j),   c_j += v,   r -= v W_dec_j
     x_hat = c W_dec + b_dec = x - r                     rows of W_dec have norm 1; it is the encoder too
@@ -7,7 +7,11 @@
 Each feature is chosen by what the earlier ones left, which finds features that are correlated or nested, where one
 product with an encoder sees only their sum. Largest inner product, not largest magnitude: codes are not negative (the
 ReLU; SAELens has it too), and a step that finds nothing positive does nothing. A feature may be chosen again later; its
-values add up, so that a row has at most k active features. SAELens' bound is d_in; it ends where the choice repeats.
+values add up, so that a row has at most k active features.
+
+The number of steps is a fixed k here. SAELens ends a row where its set of chosen features no longer grows or the norm
+of the residual is below 0.01, after d_in steps at the most. The authors' code (mpsae/MP-SAE) has no k at all but the
+same two stops, and no b_dec.
 
 Gradients flow through the values of all steps, not through the choices; the products that find them are not
 differentiated, and the backward pass keeps only each step's residual and choice.
@@ -41,18 +45,21 @@ class MatchingPursuit(KSparse):
         return {"aux_k": "aux_coefficient"}
 
     def init(self, key: jax.Array) -> Params:
+        """Random unit rows of W_dec, which are the encoder too, and b_dec = 0."""
         return {
             "W_dec": unit_rows(jax.random.normal(key, (self.n_features, self.d_out), jnp.float32)),
             "b_dec": jnp.zeros(self.d_out, jnp.float32),
         }
 
     def encode(self, params: Params, x: jax.Array) -> jax.Array:
+        """The summed values of k greedy steps from `x - b_dec`."""
         # More than n_features steps refine the values: k is not bounded here.
         W_dec = jnp.asarray(params["W_dec"])
         _, values, chosen = pursue(x - params["b_dec"], W_dec, self.k, self.compute_dtype)
         return dense_codes(values, chosen, self.n_features)
 
     def loss(self, params: Params, batch: Batch, ctx: Context) -> Losses:
+        """Terms "reconstruction" and "aux_k" (the pursuit among dead features), after as many steps as `k_now` says."""
         W_dec = jnp.asarray(params["W_dec"])
         k, steps = current_k(ctx), max(self.k, self.anneal_from)
         left, values, chosen = pursue(batch.x - params["b_dec"], W_dec, steps, self.compute_dtype, k)

@@ -1,4 +1,4 @@
-"""The Matryoshka BatchTopK sparse autoencoder. Source: Bussmann et al. 2025, eq. 4-5 and appendix.
+"""The Matryoshka BatchTopK sparse autoencoder. Source: Bussmann et al. 2025 (loss over nested prefixes).
 
     c       as BatchTopK's, selected once over all features
     x_hat_m = sum over i < m of c_i W_dec_i + b_dec           for each prefix of m features
@@ -59,6 +59,7 @@ class Matryoshka(BatchTopK):
         return made
 
     def loss(self, params: Params, batch: Batch, ctx: Context) -> Losses:
+        """Terms "reconstruction" (of all), "prefixes" (the smaller ones summed) and "aux_k"; moves the threshold."""
         values = self.preactivations(params, batch.x)
         codes = self.batch_codes(values, batch.weight, ctx)
         *inner, y_hat = self.prefix_reconstructions(params, codes)

@@ -1,10 +1,10 @@
-"""The Multi-TopK sparse autoencoder. Source: Gao et al. 2024, section 5.3.1.
+"""The Multi-TopK sparse autoencoder. Source: Gao et al. 2024 (Multi-TopK).
 
     loss = ||x - x_hat_k||^2 + wide_coefficient * ||x - x_hat_{4k}||^2 + AuxK on what x_hat_k leaves
 
 x_hat_k is TopK's reconstruction; x_hat_{4k} is by the 4k largest features of each row. A dictionary trained at one k
 reconstructs badly with more features than that; with the second term, weighted 1/8, it is a progressive code: it may
-be used with any number of features or with a threshold. Slightly worse at k itself. Encoding is TopK's, with k.
+be used with any number of features or with a threshold. Encoding is TopK's, with k.
 """
 
 from dataclasses import dataclass
@@ -39,6 +39,7 @@ class MultiTopK(TopK):
             raise InputError(f"--wide-coefficient {self.wide_coefficient}: the coefficient cannot be negative")
 
     def loss(self, params: Params, batch: Batch, ctx: Context) -> Losses:
+        """Terms "reconstruction" (k features), "wide" (`wide` times k) and "aux_k"."""
         values = self.preactivations(params, batch.x)
         positive = jax.nn.relu(values)
         k = current_k(ctx)

@@ -1,16 +1,16 @@
-"""The TopK sparse autoencoder. Source: Gao et al. 2024, section 2.3, appendices A.1 and A.2; Makhzani & Frey 2013.
+"""The TopK sparse autoencoder. Source: Gao et al. 2024 (TopK, initialisation, AuxK); Makhzani & Frey 2013.
 
     c     = TopK(ReLU((x - b_dec) W_enc + b_enc))       the k largest of each row, ties to the lower index
     x_hat = c W_dec + b_dec                             rows of W_dec have norm 1
     loss  = ||x - x_hat||^2 + AuxK                      mean over rows; AuxK: see aux_k.py
 
-With or without the ReLU? Section 2.3 writes TopK alone, the authors' code and SAELens apply ReLU after selecting,
+With or without the ReLU? The paper writes TopK alone, the authors' code and SAELens apply ReLU after selecting,
 dictionary_learning and sparsify before: the codes are the same, since the k largest that are positive are selected
 either way. A row with fewer than k positive pre-activations has fewer than k active features.
 
-Starting point (appendix A.1): W_enc = gain * W_dec^T with one gain such that reconstructions of random unit vectors
-have norm 1 on average. The paper finds it of little or no effect; SAELens, sparsify and dictionary_learning leave it
-out.
+Starting point: W_enc = gain * W_dec^T with one gain such that reconstructions of random unit vectors have norm 1 on
+average. Its authors found no clear evidence that it helps (a comment in their code); SAELens, sparsify and
+dictionary_learning leave it out.
 
 k is an upper bound that fixes shapes; the k in use is the traced coefficient "k_now", which may fall from a larger one
 at the start of the run and may be varied without compiling anything anew.
@@ -80,6 +80,7 @@ class KSparse(Dictionary):
 
     @property
     def coefficients(self) -> dict[str, float]:
+        """`k_now`, the k in use, and `aux_k`, the weight of AuxK."""
         return {"k_now": float(self.k), "aux_k": self.aux_coefficient}
 
     @property
@@ -88,19 +89,24 @@ class KSparse(Dictionary):
 
     @property
     def ramps(self) -> dict[str, Ramp]:
+        """`k_now` comes down from `anneal_from` where that is given; neither coefficient is warmed up from 0."""
         falling = Ramp(float(self.anneal_from), 0.0, self.anneal) if self.anneal_from else HELD
         return {"k_now": falling, "aux_k": HELD}
 
     def decode(self, params: Params, codes: jax.Array, x: jax.Array | None = None) -> jax.Array:
+        """`codes W_dec + b_dec`."""
         return matmul(codes, params["W_dec"], self.compute_dtype) + params["b_dec"]
 
     def tangent(self, params: Params, grads: Params) -> Params:
+        """Without the part of W_dec's gradient along its unit rows."""
         return unit_norm_tangent(params, grads)
 
     def project(self, params: Params) -> Params:
+        """Rows of W_dec back at norm 1."""
         return unit_norm_project(params)
 
     def directions(self, params: Params) -> jax.Array:
+        """The rows of W_dec."""
         return params["W_dec"]
 
 
@@ -126,6 +132,9 @@ class TopK(KSparse):
             raise InputError(f"--aux-k {self.aux_k}: give a number of features, or 0 for half of the site's width")
 
     def init(self, key: jax.Array) -> Params:
+        """Random unit rows of W_dec, W_enc its transpose over the mean norm of reconstructions of random unit vectors,
+        biases 0.
+        """
         W_dec = unit_rows(jax.random.normal(key, (self.n_features, self.d_out), jnp.float32))
         params = {
             "W_enc": W_dec.T,
@@ -148,9 +157,11 @@ class TopK(KSparse):
         return jnp.where(top_k_mask(codes, self.k), codes, 0)
 
     def encode(self, params: Params, x: jax.Array) -> jax.Array:
+        """The k largest pre-activations of each row, as far as they are positive."""
         return self.top_k_codes(params, x)
 
     def loss(self, params: Params, batch: Batch, ctx: Context) -> Losses:
+        """Terms "reconstruction" and "aux_k"; as many features are active in a row as `k_now` says."""
         values = self.preactivations(params, batch.x)
         codes = jax.nn.relu(values)
         codes = jnp.where(top_k_mask(codes, self.k_bound, current_k(ctx)), codes, 0)
@@ -162,6 +173,7 @@ class TopK(KSparse):
         return Losses(terms, y_hat, firings(codes, batch.weight), {})
 
     def value_and_grad(self, params: Params, batch: Batch, ctx: Context) -> tuple[jax.Array, Losses, Params]:
+        """By hand (topk_gradient.py) for this loss; for a subclass with a loss of its own by autodiff."""
         if type(self).loss is not TopK.loss:  # the gradient written by hand is that of this loss alone
             return super().value_and_grad(params, batch, ctx)
         return top_k_value_and_grad(self, params, batch, ctx, current_k(ctx))

@@ -74,14 +74,18 @@ class UnitNormDecoder(Dictionary):
         return x - params["b_dec"] if self.decoder_bias and self.centring else x
 
     def decode(self, params: Params, codes: jax.Array, x: jax.Array | None = None) -> jax.Array:
+        """`codes W_dec + b_dec`, the bias where there is one."""
         y_hat = matmul(codes, params["W_dec"], self.compute_dtype)
         return y_hat + params["b_dec"] if self.decoder_bias else y_hat
 
     def tangent(self, params: Params, grads: Params) -> Params:
+        """Without the part of W_dec's gradient along its rows, where these are held at norm 1."""
         return unit_norm_tangent(params, grads) if self.constrained else grads
 
     def project(self, params: Params) -> Params:
+        """Rows of W_dec back at norm 1, where they are held there."""
         return unit_norm_project(params) if self.constrained else params
 
     def directions(self, params: Params) -> jax.Array:
+        """The rows of W_dec."""
         return params["W_dec"]

@@ -1,10 +1,13 @@
 """Resampling: features that have fallen silent start again on inputs that are reconstructed badly.
 
 Source: Bricken et al. 2023, "Neuron Resampling" (appendix). For each feature that was silent for the window one input
-is drawn, with probability proportional to its squared reconstruction loss (here without drawing one input twice, where
-there are enough): the decoder row becomes (x - b_dec) / ||x - b_dec||, the encoder column the same direction at 0.2
-of the mean norm of the alive encoders, biases and thresholds are as at the start, and the optimiser's moments of these
-rows and columns are zero.
+is drawn, with probability proportional to the square of its reconstruction loss ||x - x_hat||^2 (here without drawing
+one input twice, where there are enough): the decoder row becomes (x - b_dec) / ||x - b_dec||, the encoder column the
+same direction at 0.2 of the mean norm of the alive encoders, biases and thresholds are as at the start, and the
+optimiser's moments of these rows and columns are zero.
+
+Bricken et al. renormalise the input itself; here b_dec is subtracted first. They draw from 819,200 inputs (here from
+16,384 by default), and a feature of theirs is resampled if it was silent for 12,500 steps (here for the dead window).
 """
 
 from collections.abc import Callable
@@ -28,7 +31,8 @@ class Resampling:
     """When features are resampled.
 
     Attributes:
-        at: shares of the run. Bricken et al. resample after 25,000, 50,000, 75,000 and 100,000 of 200,000 steps.
+        at: shares of the run; the default ones are this library's own choice. Bricken et al. resample four times, after
+            25,000, 50,000, 75,000 and 100,000 steps.
         rows: inputs from which new directions are drawn.
     """
 
