@@ -148,7 +148,7 @@ def test_training_lowers_the_error_and_compiles_once(compute_dtype):
     np.testing.assert_allclose(np.linalg.norm(state.params["W_dec"], axis=1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize(("options", "flag"), [({"l1": -1.0}, "--l1"), ({"encoder_scale": 0.0}, "--encoder-scale")])
+@pytest.mark.parametrize(("options", "flag"), [({"l1": -1.0}, "--l1"), ({"encoder_scale": -1.0}, "--encoder-scale")])
 def test_impossible_choices_are_refused(options, flag):
     with pytest.raises(InputError, match=flag):
         Gated(**options)

@@ -229,12 +229,13 @@ def test_rows_are_free_only_where_the_penalty_weighs_them():
 def test_training_lowers_the_error_moves_thresholds_and_compiles_once(penalty, compute_dtype):
     d = 16
     choices = {"step": {"l0": 0.3}, "tanh": {"l0": 0.6}, "quadratic": {"target_l0": 3.0}}[penalty]
-    dictionary = JumpReLU(expansion=2, penalty=penalty, threshold=0.1, bandwidth=0.1, threshold_rate=3.0, **choices)
+    start = {"threshold": 0.1, "bandwidth": 0.1, "threshold_rate": 3.0, "encoder_scale": 1.0}
+    dictionary = JumpReLU(expansion=2, penalty=penalty, **start, **choices)
     dictionary = dictionary.sized(d, compute_dtype=compute_dtype)
     optimisation = adam(3e-3)
     settings = settings_for(dictionary, optimisation)
     state = init_state(dictionary, optimisation.transform, Normaliser(jnp.zeros(d), jnp.ones(())), 0, settings)
-    step = make_step(dictionary, optimisation, Schedule(), 250, dead_window=10_000)
+    step = make_step(dictionary, optimisation, Schedule(coefficient_warmup=0.05), 250, dead_window=10_000)
     before = np.array(state.params["log_threshold"])
     generator = np.random.default_rng(0)
     directions, first = generator.normal(size=(24, d)), None

@@ -96,7 +96,8 @@ def test_initial_parameters(options):
     assert params.keys() == names | ({"b_dec"} if dictionary.decoder_bias else set())
     np.testing.assert_allclose(np.linalg.norm(params["W_dec"], axis=1), dictionary.decoder_norm, rtol=1e-6)
     if not dictionary.tied:
-        np.testing.assert_allclose(params["W_enc"], params["W_dec"].T / dictionary.decoder_norm, rtol=1e-6)
+        # encoder_scale 0 stands for d_in / n_features.
+        np.testing.assert_allclose(params["W_enc"], 3 / 5 * params["W_dec"].T / dictionary.decoder_norm, rtol=1e-6)
     assert not any(np.any(params[name]) for name in params if name.startswith("b_"))
     assert np.any(params["W_dec"] != dictionary.init(jax.random.key(1))["W_dec"])
 
@@ -252,11 +253,11 @@ def test_a_scaled_encoder_starts_below_the_variance():
     def fvu(scale):
         dictionary = L1(expansion=8, encoder_scale=scale).sized(32)
         params = dictionary.init(jax.random.key(0))
-        np.testing.assert_allclose(np.linalg.norm(params["W_enc"], axis=0), scale, rtol=1e-5)
+        np.testing.assert_allclose(np.linalg.norm(params["W_enc"], axis=0), scale or 1 / 8, rtol=1e-5)
         return float(jnp.sum((dictionary.decode(params, dictionary.encode(params, x)) - x) ** 2) / jnp.sum(x**2))
 
     assert fvu(1.0) > 5
-    assert fvu(1 / 8) < 0.5
+    assert fvu(0.0) == fvu(1 / 8) < 0.5
 
 
 @pytest.mark.parametrize(

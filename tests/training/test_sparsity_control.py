@@ -57,7 +57,7 @@ def test_a_slow_noisy_plant_comes_to_its_target_and_stays():
 
 
 def test_nothing_moves_before_control_begins_or_without_a_target():
-    seen, _ = run(5.0, lambda u, i: 50.0, 40, active=lambda i: i >= 30)
+    seen, _ = run(5.0, lambda u, i: 50.0, 40, active=lambda i: i >= 30, controller=Controller(integral=10.0))
     assert (seen[:30, 0] == 0).all()
     assert (np.diff(seen[29:35, 0]) > 0).all()
     seen, state = run(0.0, lambda u, i: 50.0, 10)
