@@ -19,7 +19,7 @@ $(VENV)/.bench-ready: $(VENV)/.ready
 	touch $@
 
 demo: $(VENV)/.ready
-	$(BIN)/python -m experiments.train_sae --out runs/demo --overwrite l1
+	$(BIN)/python -m experiments.train_sae --out runs/demo --overwrite topk
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 -m "not long and not torch" --durations 10

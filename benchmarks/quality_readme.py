@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.quality_table import read_results
 from benchmarks.quality_trial import ARCHITECTURES, LIBRARIES
 from experiments import command
+from sparse_jax.errors import InputError
 
 # benchmark's name -> (flags of train_sae, source)
 OURS = {
@@ -53,11 +54,17 @@ def main(flags: Flags) -> int:
 
 
 def with_tables(text: str, results: dict) -> str:
-    """The text with what stands between the marks written anew."""
+    """The text with what stands between the marks written anew.
+
+    Raises:
+        InputError: there are no marks.
+    """
     for name, table in (("ours", ours_table(results)), ("peers", peers_table(results))):
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-        before, _, rest = text.partition(begin)
-        _, _, after = rest.partition(end)
+        before, began, rest = text.partition(begin)
+        _, ended, after = rest.partition(end)
+        if not began or not ended:
+            raise InputError(f"the text has no place marked {begin.strip()} ... {end}: put the marks back")
         text = before + begin + table + end + after
     return text
 

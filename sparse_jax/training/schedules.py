@@ -33,9 +33,9 @@ class Schedule:
     def __post_init__(self):
         for name in self.__dataclass_fields__:
             if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"--schedule.{name.replace('_', '-')} {getattr(self, name)}: give a share from 0 to 1")
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: give a share from 0 to 1")
         if self.lr_warmup + self.lr_decay > 1:
-            raise InputError(f"lr-warmup {self.lr_warmup} + lr-decay {self.lr_decay} exceed the whole run")
+            raise InputError(f"--lr-warmup {self.lr_warmup} + --lr-decay {self.lr_decay} exceed the whole run")
 
 
 def learning_rate(schedule: Schedule, total_steps: int) -> Multiplier:
