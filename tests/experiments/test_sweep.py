@@ -28,7 +28,8 @@ def flags(model, text, out, dictionary=None, **changes) -> Flags:
     dictionary = dictionary or TopK(expansion=2)
     fields = {
         "model": str(model), "text": str(text), "out": Path(out), "sites": ("resid_post.0", "resid_post.1"),
-        "seeds": (0, 1), "sparsities": (2.0, 4.0), "measure_tokens": 512, "measure_at": (0.5, 1.0), **COMMON,
+        "seeds": (0, 1), "sparsities": (2.0, 4.0), "measure_tokens": 512, "measure_at": (0.5, 1.0),
+        "learning_rates": (1e-3,), **COMMON,
     }  # fmt: skip
     return Flags(dictionary, **{**fields, **changes})
 
@@ -187,7 +188,7 @@ def test_a_member_is_what_train_sae_makes_of_its_flags(site, k, seed, finished, 
     assert resampled[0]["resampled"] > 0 or k == 4  # with that many active, no feature is silent for long
     given = train_sae.Flags(
         TopK(expansion=2, k=k), model=str(model), text=str(text), out=tmp_path / "alone", site=site, seed=seed,
-        order_seed=0, report_features=0, **COMMON,
+        learning_rate=1e-3, order_seed=0, report_features=0, **COMMON,
     )  # fmt: skip
     assert train_sae.main(given) == 0
     alone = load_file(tmp_path / "alone" / "dictionaries" / site / "params.safetensors")
