@@ -140,6 +140,8 @@ def facts(final: dict) -> tuple[tuple[str, str], ...]:
         ("tokens evaluated", f"{final['tokens_evaluated']:,}"),
         ("seeds", ", ".join(map(str, final["seeds"]))),
     ]
+    for site, ratio in final["mean_over_std"].items():
+        made.append((f"normaliser at {site}", f"{final['normalise']}; raw ||mean|| / ||std|| {ratio:.3f}"))
     for site, clean in final["clean"].items():
         ablated = f"zero {clean['ce_zero']:.3f}, mean {clean['ce_mean']:.3f}"
         made.append((f"CE at {site}", f"clean {clean['ce_clean']:.4f}, ablated {ablated} nats"))

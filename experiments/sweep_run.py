@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import command, run_folder
@@ -14,8 +15,9 @@ from experiments.measuring import measure_members
 from experiments.sweep import Flags
 from experiments.sweep_members import Choice, check_k, choices, knob
 from experiments.sweep_report import print_table, usable, write_report
-from experiments.train_sae_run import FLOOR_FIGURES, make_pace, provenance
+from experiments.train_sae_run import FLOOR_FIGURES, centring, make_pace, provenance
 from sparse_jax.activations import (
+    Normaliser,
     RememberedBlocks,
     SiteBlock,
     SiteBlocks,
@@ -35,6 +37,9 @@ from sparse_jax.training import (
     Pace,
     Resampling,
     adam,
+    centre_of_rows,
+    check_bias_start,
+    first_counted,
     group,
     init_ensemble,
     make_ensemble_step,
@@ -62,6 +67,7 @@ def run(flags: Flags) -> int:
         flags = dataclasses.replace(flags, compute_dtype=fast_dtype())
     wanted = choices(flags)
     Resampling(flags.resample_at)  # what cannot be is told before anything is loaded or removed
+    check_bias_start(flags.dictionary, flags.decoder_bias_start)
     earlier = run_folder.prepare(flags.out, resume=flags.resume, overwrite=flags.overwrite)
     flags = resolve_bos(flags)
     if earlier is not None:
@@ -78,6 +84,7 @@ def run(flags: Flags) -> int:
     print(summary(list(by_site.values())))
     print(cost(flags, groups), flush=True)
     statistics, blocks = measure_activations(flags, by_site)
+    print(centring(flags, statistics), flush=True)
     training_started = time.perf_counter()
     states, tokens_here = train(flags, by_site, groups, chosen, blocks, statistics, pace)
     train_seconds = time.perf_counter() - training_started
@@ -188,6 +195,8 @@ def train(
         if flags.resume and checkpoints.latest() is not None:
             states = checkpoints.restore(states)
             print(f"resumed at step {steps_taken(states)} of {pace.total}")
+        else:
+            states = with_started_biases(flags, groups, states, normalisers, blocks)
         first = steps_taken(states)
         lines.truncate_after(first)
         resample = resampler(flags, groups, pace, window, lines.write)
@@ -219,6 +228,31 @@ def train(
                 progress=bar.update,
             )
     return states, (steps_taken(states) - first) * pace.batch
+
+
+def with_started_biases(
+    flags: Flags,
+    groups: Sequence[Group],
+    states: tuple,
+    normalisers: dict[str, Normaliser],
+    blocks: RememberedBlocks,
+) -> tuple:
+    """The states before the first step, every member's decoder bias where `train_sae` starts it, found once a site."""
+    if flags.decoder_bias_start == "zero":
+        return states
+    block, centres = blocks[0], {}
+    for site, normaliser in normalisers.items():
+        x, weight = first_counted(block.x[site], block.weight[site])
+        centres[site] = centre_of_rows(normaliser.apply(x), weight, flags.decoder_bias_start)
+    made = []
+    for each, own in zip(groups, states):
+        for i in range(len(each.members)):
+            state = member_state(own, i)
+            # A copy: each member's step consumes its state.
+            params = {**state.params, "b_dec": jnp.copy(centres[each.site])}
+            own = with_member(own, i, dataclasses.replace(state, params=params))
+        made.append(own)
+    return tuple(made)
 
 
 def resampler(
@@ -339,6 +373,8 @@ def finish(
         "tokens_trained": max(seen.values()),
         "epochs": flags.tokens / data.train.n_tokens,
         "tokens_evaluated": members[0]["tokens_evaluated"],
+        "normalise": flags.normalise,
+        "mean_over_std": {site: each.mean_over_std for site, each in statistics.items()},
         "clean": clean,
         "masks": masks,
         "members": members,

@@ -103,6 +103,7 @@ def facts(final: dict, data: Data) -> tuple[tuple[str, str], ...]:
         ("site", f"{final['site']} (width {data.width})"),
         ("text", f"{data.flags.text}; {len(data.train.documents)} documents to train on"),
         ("held out", held_out(data.evaluation.documents)),
+        ("normaliser", f"{data.flags.normalise}; raw ||mean|| / ||std|| {final['mean_over_std']:.3f}"),
         ("tokens trained", f"{final['tokens_trained']:,} ({final['epochs']:.2f} epochs)"),
         ("tokens evaluated", f"{final['tokens_evaluated']:,}"),
         ("clean CE", f"{final['ce_clean']:.4f} nats (perplexity {final['perplexity_clean']:.2f})"),

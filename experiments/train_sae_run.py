@@ -23,17 +23,22 @@ from sparse_jax.training import (
     Resampling,
     TrainState,
     adam,
+    check_bias_start,
     check_target,
+    first_counted,
     init_state,
     make_resample,
     make_step,
     settings_for,
+    start_decoder_bias,
     total_rows,
 )
 from sparse_jax.training.loop import run as take_steps
 
 # What a floor is told of in `metrics.json`.
 FLOOR_FIGURES = ("fvu", "l0", "ce_spliced", "ce_increase", "ce_recovered", "ce_recovered_mean", "kl", "shrinkage")
+
+BIAS_STARTS = {"zero": "zero", "mean": "the mean", "geometric-median": "the geometric median"}
 
 
 def run(flags: Flags) -> int:
@@ -49,6 +54,7 @@ def run(flags: Flags) -> int:
         raise InputError("--report-features and --order-seed cannot be negative")
     Resampling(flags.resample_at)  # what cannot be is told before anything is loaded or removed
     check_target(flags.dictionary, flags.target_l0)
+    check_bias_start(flags.dictionary, flags.decoder_bias_start)
     earlier = run_folder.prepare(flags.out, resume=flags.resume, overwrite=flags.overwrite)
     flags = resolve_bos(flags)
     if earlier is not None:
@@ -62,6 +68,7 @@ def run(flags: Flags) -> int:
         write_config(flags, data, dictionary, pace)
     print(summary([data]), flush=True)
     statistics, blocks = measure_activations(flags, data)
+    print(centring(flags, {str(data.site): statistics}), flush=True)
     training_started = time.perf_counter()
     state, tokens_here = train(flags, dictionary, blocks, statistics, pace)
     train_seconds = time.perf_counter() - training_started
@@ -76,6 +83,7 @@ def run(flags: Flags) -> int:
     )
     final = final_figures(flags, data, dictionary, evaluation, tokens_trained, floors_k)
     final |= {
+        "mean_over_std": statistics.mean_over_std,
         "tokens_per_second": tokens_here / train_seconds if train_seconds else None,
         "seconds": time.perf_counter() - started,
     }
@@ -118,6 +126,15 @@ def measure_activations(flags: Flags, data: Data) -> tuple[Statistics, Remembere
     return statistics, blocks
 
 
+def centring(flags: TrainingFlags, statistics: dict[str, Statistics]) -> str:
+    """How far the activations of each site are from being centred, and what is done about it, in a line each."""
+    return "\n".join(
+        f"activations at {site}: ||mean|| / ||std|| {each.mean_over_std:.3f} over {each.tokens:,} training tokens; "
+        f"normaliser {flags.normalise}, decoder bias starts at {BIAS_STARTS[flags.decoder_bias_start]}"
+        for site, each in statistics.items()
+    )
+
+
 def train(
     flags: Flags, dictionary: Dictionary, blocks: RememberedBlocks, statistics: Statistics, pace: Pace
 ) -> tuple[TrainState, int]:
@@ -135,6 +152,8 @@ def train(
         if flags.resume and checkpoints.latest() is not None:
             state = checkpoints.restore(state)
             print(f"resumed at step {int(state.step)} of {pace.total}")
+        else:
+            state = with_started_bias(flags, dictionary, state, blocks)
         first = int(state.step)
         lines.truncate_after(first)
         with tqdm(
@@ -157,6 +176,17 @@ def train(
                 progress=bar.update,
             )
     return state, (int(state.step) - first) * pace.batch
+
+
+def with_started_bias(flags: Flags, dictionary: Dictionary, state: TrainState, blocks: RememberedBlocks) -> TrainState:
+    """The state before the first step with its decoder bias where the flags say, found from the first block."""
+    if flags.decoder_bias_start == "zero":
+        return state
+    block = blocks[0]
+    x, weight = first_counted(block.x, block.weight)
+    x = state.normaliser.apply(x)
+    params = start_decoder_bias(dictionary, state.params, x, weight, flags.decoder_bias_start)
+    return dataclasses.replace(state, params=params)
 
 
 def resampler(

@@ -17,6 +17,7 @@ from sparse_jax.dictionaries import (
     MultiTopK,
     TopK,
 )
+from sparse_jax.training.decoder_bias import BiasStart
 from sparse_jax.training.schedules import Schedule
 
 Trainable = tyro.extras.subcommand_type_from_defaults(
@@ -64,6 +65,10 @@ class TrainingFlags:
     0.125 0.25 0.375 0.5)."""
     normalise: Rule = "centre-scale"
     """What is done to activations before the dictionary: scale means E||x||^2 = d."""
+    decoder_bias_start: BiasStart = "zero"
+    """Where the decoder bias is before the first step, in normalised units: the mean or the geometric median (Bricken
+    et al. 2023) of the first training tokens, 16,384 at most. Behind centre-scale the mean is 0 already, but for what
+    the sample leaves; the median need not be."""
     statistics_tokens: int = 524_288
     """Training tokens from which the normaliser and the floors are fitted, at most."""
     dead_window: int = 500_000

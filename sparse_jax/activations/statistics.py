@@ -4,6 +4,7 @@ Sums of a block come from the device in float32, of activations shifted by the f
 cancels; they are added up in float64 on the host.
 """
 
+import math
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +42,16 @@ class Statistics:
     def variance(self) -> float:
         """Mean of ||x - mean||^2."""
         return float(np.trace(self.covariance))
+
+    @property
+    def mean_over_std(self) -> float:
+        """||mean|| / ||std||, the root of ||mean||^2 / variance: how far the activations are from being centred.
+
+        Of raw activations; 0 where the mean is 0, inf where they do not vary. A bias could learn the mean, but a
+        dictionary that is not given it spends features and training on it: well above 0 the activations want a
+        centre, from the normaliser ("centre-scale", the default) or from where the decoder bias starts.
+        """
+        return float(np.linalg.norm(self.mean)) / math.sqrt(self.variance) if self.variance > 0 else math.inf
 
     @property
     def token_mean(self) -> np.ndarray:

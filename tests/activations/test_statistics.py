@@ -1,5 +1,7 @@
 """Streamed statistics against NumPy in float64 on all blocks at once."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,6 +48,16 @@ def test_mean_and_covariance(both):
     np.testing.assert_allclose(statistics.mean, x.mean(0), atol=1e-6 * spread)
     np.testing.assert_allclose(statistics.covariance, covariance, atol=1e-5 * np.trace(covariance))
     np.testing.assert_allclose(statistics.variance, np.sum((x - x.mean(0)) ** 2) / len(x), rtol=1e-5)
+
+
+def test_mean_over_std(both):
+    statistics, x, _ = both
+    x = np.concatenate(x)
+    expected = np.linalg.norm(x.mean(0)) / np.sqrt(np.mean(np.sum((x - x.mean(0)) ** 2, axis=1)))
+    np.testing.assert_allclose(statistics.mean_over_std, expected, rtol=1e-4)
+    by_hand = dataclasses.replace(statistics, mean=np.array([3.0, 4.0]), covariance=np.diag([1.5, 2.5]))
+    assert by_hand.mean_over_std == pytest.approx(2.5)
+    assert dataclasses.replace(by_hand, covariance=np.diag([0.0, -1e-9])).mean_over_std == float("inf")
 
 
 def test_the_median_norm_is_that_of_the_first_block(both):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import command, contexts, sweep, train_sae
+from experiments import command, contexts, sweep, sweep_run, train_sae
 from experiments.replacement import load_replacement, read_provenance
 from experiments.sweep import Flags
 from experiments.sweep_members import choices, knob
@@ -15,12 +15,13 @@ from sparse_jax.activations import Statistics
 from sparse_jax.dictionaries import DICTIONARIES, L1, JumpReLU, TopK, load, read_card
 from sparse_jax.errors import InputError
 from sparse_jax.lm.load import load as load_model
+from sparse_jax.training import member_state, run_ensemble
 
 # 24 steps.
 COMMON = {
     "context": 32, "batch": 128, "block_rows": 16, "tokens": 3072, "eval_tokens": 2048, "statistics_tokens": 2048,
     "holdout": 0.2, "compute_dtype": "float32", "log_every": 5, "checkpoint_every": 7, "reuse_memory": False,
-    "resample_at": (0.25,), "dead_window": 100,
+    "resample_at": (0.25,), "dead_window": 100, "decoder_bias_start": "geometric-median",
 }  # fmt: skip
 
 
@@ -28,7 +29,8 @@ def flags(model, text, out, dictionary=None, **changes) -> Flags:
     dictionary = dictionary or TopK(expansion=2)
     fields = {
         "model": str(model), "text": str(text), "out": Path(out), "sites": ("resid_post.0", "resid_post.1"),
-        "seeds": (0, 1), "sparsities": (2.0, 4.0), "measure_tokens": 512, "measure_at": (0.5, 1.0), **COMMON,
+        "seeds": (0, 1), "sparsities": (2.0, 4.0), "measure_tokens": 512, "measure_at": (0.5, 1.0),
+        "learning_rates": (1e-3,), **COMMON,
     }  # fmt: skip
     return Flags(dictionary, **{**fields, **changes})
 
@@ -91,6 +93,7 @@ BAD = {
     "an unknown site": ({"sites": ("residual.0",)}, "give NAME.LAYER"),
     "tokens below a batch": ({"tokens": 100}, "below one batch"),
     "nothing to measure along the way": ({"measure_tokens": 0}, "--measure-tokens 0"),
+    "a bias that is not there": ({"dictionary": L1(decoder_bias=False)}, "no decoder bias"),
     "a share at which nothing is resampled": ({"resample_at": (1.0,)}, "--resample-at"),
 }
 
@@ -137,9 +140,21 @@ def assert_same_bits(one: dict[str, np.ndarray], two: dict[str, np.ndarray], wor
 
 @pytest.fixture(scope="module")
 def finished(model, text, tmp_path_factory):
-    """Two sites x two k x two seeds."""
+    """Two sites x two k x two seeds; `first_biases.npz` holds what each member's decoder bias was before any step."""
     out = tmp_path_factory.mktemp("sweeps") / "whole"
-    assert sweep.main(flags(model, text, out)) == 0
+
+    def watched(states, steps, groups, *others, **options):
+        biases = {
+            member.name: np.array(member_state(own, i).params["b_dec"])
+            for each, own in zip(groups, states)
+            for i, member in enumerate(each.members)
+        }
+        np.savez(out / "first_biases.npz", **biases)
+        return run_ensemble(states, steps, groups, *others, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep_run, "run_ensemble", watched)
+        assert sweep.main(flags(model, text, out)) == 0
     return out
 
 
@@ -173,8 +188,27 @@ def test_a_run_leaves_all_that_is_promised(finished):
     config = json.loads((finished / "config.json").read_text())
     assert len(config["resolved"]["members"]) == 8
     page = (finished / "report.html").read_text()
+    for site in sites:
+        ratio = Statistics.load(finished / "dictionaries" / site / "statistics.npz").mean_over_std
+        assert final["mean_over_std"][site] == pytest.approx(ratio)
+        assert f"centre-scale; raw ||mean|| / ||std|| {ratio:.3f}" in page
     assert page.count("<svg") == 8  # FVU and CE increase, at the end and along training, for two sites
     assert not list(finished.rglob("*.tmp*"))
+
+
+@pytest.mark.slow
+def test_every_member_of_a_site_starts_at_its_median(finished):
+    with np.load(finished / "first_biases.npz") as biases:
+        assert len(biases) == 8
+        of = {
+            site: [biases[name] for name in biases if name.startswith(site)]
+            for site in ("resid_post.0", "resid_post.1")
+        }
+    for one, *others in of.values():
+        assert len(others) == 3
+        assert np.linalg.norm(one) > 1e-3
+        assert all((one == other).all() for other in others)
+    assert np.abs(of["resid_post.0"][0] - of["resid_post.1"][0]).max() > 1e-3
 
 
 @pytest.mark.slow
@@ -187,7 +221,7 @@ def test_a_member_is_what_train_sae_makes_of_its_flags(site, k, seed, finished, 
     assert resampled[0]["resampled"] > 0 or k == 4  # with that many active, no feature is silent for long
     given = train_sae.Flags(
         TopK(expansion=2, k=k), model=str(model), text=str(text), out=tmp_path / "alone", site=site, seed=seed,
-        order_seed=0, report_features=0, **COMMON,
+        learning_rate=1e-3, order_seed=0, report_features=0, **COMMON,
     )  # fmt: skip
     assert train_sae.main(given) == 0
     alone = load_file(tmp_path / "alone" / "dictionaries" / site / "params.safetensors")

@@ -40,6 +40,7 @@ def sweep_of(widths=(512, 2048), rates=(1e-3, 3e-4), seeds=(0, 1, 2), shares=(0.
     final = {
         "dictionary": "topk", "knob": "k", "model": "novel-neox", "revision": None, "text": "embedded",
         "held_out": ["Emma"], "tokens_trained": 2_200_000, "epochs": 0.9, "tokens_evaluated": 212_992, "seeds": seeds,
+        "normalise": "centre-scale", "mean_over_std": {SITES[0]: 0.5, SITES[1]: 1.25},
         "clean": {site: {"ce_clean": 4.1, "ce_zero": 12.0, "ce_mean": 7.0} for site in SITES}, "members": members,
         "floors": floors, "fronts": fronts(members),
     }  # fmt: skip

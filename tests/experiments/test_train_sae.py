@@ -10,14 +10,17 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import command, contexts, train_sae
+from experiments import command, contexts, train_sae, train_sae_run
 from experiments.train_sae import Flags
+from sparse_jax.activations import Statistics
 from sparse_jax.dictionaries import DICTIONARIES, L1, load, read_card
 from sparse_jax.errors import InputError
+from sparse_jax.training.loop import run as take_steps
 from tests.experiments.conftest import write_model
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +38,7 @@ def flags(model_folder, text_file, out, **changes) -> Flags:
         "block_rows": 16, "tokens": 8192, "eval_tokens": 2048, "statistics_tokens": 2048, "holdout": 0.2,
         "report_features": 4, "compute_dtype": "float32", "log_every": 5, "checkpoint_every": 7, "reuse_memory": False,
     }  # fmt: skip
-    return Flags(L1(expansion=2, l1=0.5), **{**fields, **changes})
+    return Flags(**{"dictionary": L1(expansion=2, l1=0.5), **fields, **changes})
 
 
 def as_arguments(given: Flags) -> list[str]:
@@ -131,8 +134,80 @@ def test_a_run_leaves_all_that_is_promised(finished, model, text, capsys):
     assert steps == [1, *range(5, 65, 5), 64]
     page = (finished / "report.html").read_text()
     assert "feature" in page
+    ratio = Statistics.load(finished / "statistics.npz").mean_over_std
+    assert final["mean_over_std"] == pytest.approx(ratio)
+    assert f"centre-scale; raw ||mean|| / ||std|| {ratio:.3f}" in page
     assert load(finished).dictionary.n_features == 32
     assert not list(finished.rglob("*.tmp*"))
+
+
+@pytest.fixture
+def before_the_first_step(monkeypatch):
+    """What the loop is given when it starts: (step, b_dec, raw rows of block 0 that count, normaliser) of each run."""
+    seen = []
+
+    def watched(state, step, blocks, *others, **options):
+        rows = np.asarray(blocks[0].x, np.float64)[np.asarray(blocks[0].weight) > 0]
+        seen.append((int(state.step), np.array(state.params["b_dec"]), rows, jax.tree.map(np.array, state.normaliser)))
+        return take_steps(state, step, blocks, *others, **options)
+
+    monkeypatch.setattr(train_sae_run, "take_steps", watched)
+    return seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalise", ["scale", "centre-scale"])
+@pytest.mark.parametrize("rule", ["zero", "mean", "geometric-median"])
+def test_the_decoder_bias_starts_where_it_is_told_to(
+    rule, normalise, before_the_first_step, model, text, tmp_path, capsys
+):
+    given = flags(
+        model, text, tmp_path / "run", decoder_bias_start=rule, normalise=normalise, tokens=1024, report_features=0,
+        statistics_tokens=512,
+    )  # fmt: skip
+    assert train_sae.main(given) == 0
+    ((step, b_dec, rows, normaliser),) = before_the_first_step
+    x = (rows - normaliser.centre) / normaliser.scale
+    assert step == 0
+    if rule == "zero":
+        np.testing.assert_array_equal(b_dec, np.zeros(16))
+    elif rule == "mean":  # of the very rows that the normaliser is fitted on
+        np.testing.assert_allclose(b_dec, x.mean(0), atol=1e-5)
+        assert (np.linalg.norm(b_dec) < 1e-4) == (normalise == "centre-scale")
+    else:
+        difference = x - b_dec
+        slope = (difference / np.linalg.norm(difference, axis=1, keepdims=True)).mean(0)
+        assert np.linalg.norm(slope) < 1e-4
+        assert np.linalg.norm(b_dec - x.mean(0)) > 1e-2
+    ratio = Statistics.load(tmp_path / "run" / "statistics.npz").mean_over_std
+    said = {"zero": "zero", "mean": "the mean", "geometric-median": "the geometric median"}[rule]
+    printed = capsys.readouterr().out
+    assert f"||mean|| / ||std|| {ratio:.3f} over " in printed
+    assert f"normaliser {normalise}, decoder bias starts at {said}\n" in printed
+
+
+@pytest.mark.slow
+def test_a_started_bias_is_not_started_again_on_resume(before_the_first_step, model, text, tmp_path, monkeypatch):
+    """Stopped before the first step and within the run, with outliers masked: the same bits as in one go."""
+    common = {"decoder_bias_start": "geometric-median", "normalise": "scale", "tokens": 1536, "report_features": 0}
+    common |= {"drop_outliers": True}
+    assert train_sae.main(flags(model, text, tmp_path / "whole", **common)) == 0
+    out = tmp_path / "stopped"
+    for steps in (0, 5, None):  # how many are taken before the run is asked to stop
+        asked = iter(range(100))
+        with monkeypatch.context() as patch:
+            if steps is not None:
+                patch.setattr(command.StopRequest, "__call__", lambda self, n=steps, i=asked: next(i) >= n)
+            code = train_sae.main(flags(model, text, out, resume=steps != 0, **common))
+        assert code == (0 if steps is None else command.EXIT_INTERRUPTED)
+    whole, fresh, again, later = before_the_first_step
+    assert [whole[0], fresh[0], again[0], later[0]] == [0, 0, 0, 5]
+    np.testing.assert_array_equal(whole[1], fresh[1])
+    np.testing.assert_array_equal(whole[1], again[1])
+    assert np.abs(later[1] - whole[1]).max() > 1e-4  # it has learned since
+    one, two = params(tmp_path / "whole"), params(out)
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
 @pytest.mark.slow
@@ -209,6 +284,11 @@ BAD = {
     "tokens below a batch": ({"tokens": 100}, "below one batch"),
     "batch that does not fit a block": ({"batch": 100}, "does not divide"),
     "context beyond the model": ({"context": 128}, "at most 64 positions"),
+    "a decoder bias that is not there": (
+        {"dictionary": L1(decoder_bias=False), "decoder_bias_start": "mean", "model": "no-such-model"},
+        "no decoder bias",
+    ),
+    "a rule that is not there": ({"decoder_bias_start": "median", "model": "no-such-model"}, "geometric-median"),
     "negative learning rate": ({"learning_rate": -1.0}, "positive"),
     "revision of a local model": ({"revision": "step0"}, "revision"),
 }
