@@ -50,8 +50,8 @@ class Flags:
     """Which architectures; some only sparse_jax has."""
     l0: float = 32.0
     """At which L0 they are compared."""
-    learning_rates: tuple[float, float] = (1e-3, 3e-3)
-    """The two that every trainer is tried with."""
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3)
+    """Those that every trainer is tried with."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the final runs."""
     trial_tokens: int = 1_000_448
