@@ -25,7 +25,7 @@ from sparse_jax.dictionaries import L1, Dictionary, TopK
 from sparse_jax.numerics.allocator import keep_freed_memory
 from sparse_jax.numerics.precision import fast_dtype
 from sparse_jax.training.schedules import Schedule
-from sparse_jax.training.state import init_state
+from sparse_jax.training.state import init_state, settings_for
 from sparse_jax.training.step import adam, make_step
 
 Contestant = Callable[[int], object]
@@ -115,7 +115,8 @@ def our_step(kind: type[Dictionary]) -> Callable[[Flags, np.ndarray], Contestant
         dictionary = kind(n_features=flags.features, **options).sized(flags.width, compute_dtype=fast_dtype())
         optimisation = adam(3e-4)
         normaliser = Normaliser(jnp.zeros(dictionary.d_in), jnp.ones(()))
-        held = {"state": init_state(dictionary, optimisation.transform, normaliser, seed=0)}
+        settings = settings_for(dictionary, optimisation)
+        held = {"state": init_state(dictionary, optimisation.transform, normaliser, 0, settings)}
         step = make_step(dictionary, optimisation, Schedule(), 100_000, FOREVER)
         batches, weight = [jnp.array(each) for each in x], jnp.ones(flags.batch)
 
