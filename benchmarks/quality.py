@@ -16,6 +16,7 @@ continued. Needs the environment with the peers (`make bench-quality` builds it)
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import json
 import time
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.quality_measure import Held, figures, held_out, quick_figures
-from benchmarks.quality_search import Point, best_sparsity, exponent, score, search
+from benchmarks.quality_search import REACHED, Point, best_sparsity, exponent, moved, near, nearest, score, search
 from benchmarks.quality_stream import CONTEXT, Stream, open_stream
 from benchmarks.quality_table import print_table, read_results
 from benchmarks.quality_trial import ARCHITECTURES, BATCH, LIBRARIES, OURS_ALONE, Trained, Trial, architectures_of
@@ -36,6 +37,8 @@ from sparse_jax.errors import InputError
 from sparse_jax.numerics.allocator import keep_freed_memory
 from sparse_jax.training import fit_floors
 
+# Where each is imported from.
+PACKAGES = {"sparse_jax": "sparse_jax", "saelens": "sae_lens", "dictionary_learning": "dictionary_learning"}
 # FVU falls about like L0^-s; where a trainer's own trials do not say (it is told L0), this does.
 USUAL_EXPONENT = 0.55
 
@@ -88,6 +91,11 @@ def main(flags: Flags) -> None:
     if flags.tokens % BATCH or flags.trial_tokens % BATCH or flags.trial_tokens > flags.tokens:
         raise InputError(f"--tokens and --trial-tokens: give multiples of {BATCH}, trials no longer than the stream")
     if not flags.table:
+        for library in flags.libraries:
+            if importlib.util.find_spec(PACKAGES[library]) is None:
+                raise InputError(
+                    f"{PACKAGES[library]} is not installed: use make bench-quality, or --libraries sparse_jax"
+                )
         keep_freed_memory()
         run_missing(flags)
     print_table(read_results(flags.results))
@@ -144,12 +152,19 @@ class Runs:
     def done(self, name: str, trial: Trial, measure) -> dict:
         """The result called `name`: read where it is there, else made and written."""
         path = self.folder / name / "metrics.json"
+        asked = {"trial": dataclasses.asdict(trial), "setting": self.setting}
         if path.exists():
-            return json.loads(path.read_text())
+            found = json.loads(path.read_text())
+            for key, wished in asked.items():
+                if found.get(key) != wished:
+                    raise InputError(
+                        f"{path} is of another {key}: {found.get(key)}, not {wished}; remove it, or give --results"
+                    )
+            return found
         started = time.perf_counter()
         trained = train(trial, self.stream, self.flags)
         content = {
-            "trial": dataclasses.asdict(trial),
+            **asked,
             "tokens": trial.steps * BATCH,
             **measure(trained.trained),
             "seconds_training": round(trained.seconds, 1),
@@ -163,6 +178,28 @@ class Runs:
         shown = {key: round(content[key], 4) for key in ("l0", "fvu", "ce_increase", "dead_fraction") if key in content}
         print(f"{self.library} {self.architecture} {name}: {shown}, {content['seconds']:.0f} s", flush=True)
         return content
+
+    @property
+    def setting(self) -> dict:
+        """What decides a result beside the trial and the code."""
+        flags = self.flags
+        return {
+            **self.stream.card,
+            "expansion": flags.expansion,
+            "eval_text": flags.eval_text,
+            "eval_tokens": flags.eval_tokens,
+        }
+
+    def final(self, name: str, rate: float, sparsity: float, seed: int) -> dict:
+        """A full-length run, measured on the held-out text and on validation activations."""
+        trial = Trial(self.library, self.architecture, rate, sparsity, self.flags.tokens // BATCH, seed)
+        mean = self.stream.statistics.mean
+
+        def measure(trained):
+            quick = quick_figures(trained, self.stream.validation, mean)
+            return figures(self.held, trained, mean) | {"validation_l0": quick["l0"], "validation_fvu": quick["fvu"]}
+
+        return self.done(name, trial, measure)
 
     def trial(self, rate: float, number: int, sparsity: float) -> Point:
         """One trial of the search, measured on validation activations."""
@@ -196,22 +233,44 @@ def compare(runs: Runs) -> None:
     by_rate = {}
     for rate in runs.flags.learning_rates:
         by_rate[rate] = runs.searched(rate, first)
-        # The second rate's search begins where the first one's ended.
-        first = best_sparsity(by_rate[rate], target)
-    exponents = {rate: exponent(points) or USUAL_EXPONENT for rate, points in by_rate.items()}
+        if not is_l0(runs):  # the next rate's search begins where this one's ended
+            first = best_sparsity(by_rate[rate], target)
+    exponents = {rate: or_usual(exponent(nearest(points, target))) for rate, points in by_rate.items()}
     rate = min(by_rate, key=lambda rate: score(by_rate[rate], exponents[rate], target))
     sparsity = best_sparsity(by_rate[rate], target)
+    s = exponents[rate]
+    if not is_l0(runs):
+        sparsity, s = piloted(runs, rate, sparsity, by_rate[rate], s)
     chosen = {
         "learning_rate": rate,
         "sparsity": sparsity,
-        "exponent": exponents[rate],
+        "exponent": s,
         "l0": target,
         "validation_fvu": {f"{r:g}": score(points, exponents[r], target) for r, points in by_rate.items()},
     }
     write_json(runs.folder / "chosen.json", chosen)
     for seed in runs.flags.seeds:
-        trial = Trial(runs.library, runs.architecture, rate, sparsity, runs.flags.tokens // BATCH, seed)
-        runs.done(f"seed-{seed}", trial, lambda trained: figures(runs.held, trained, runs.stream.statistics.mean))
+        runs.final(f"seed-{seed}", rate, sparsity, seed)
+
+
+def piloted(runs: Runs, rate: float, sparsity: float, points: list[Point], s: float) -> tuple[float, float]:
+    """(coefficient, exponent) for the final runs, after a first full-length one at the coefficient of the trials."""
+    target = runs.flags.l0
+    if not (runs.folder / "pilot").exists():
+        first = runs.final("seed-0", rate, sparsity, seed=0)
+        if near(first["validation_l0"], target, REACHED):
+            return sparsity, s
+        (runs.folder / "seed-0").rename(runs.folder / "pilot")
+    pilot = runs.final("pilot", rate, sparsity, seed=0)
+    sparsity = moved(sparsity, pilot["validation_l0"], points, target)
+    second = runs.final("seed-0", rate, sparsity, seed=0)
+    pair = [Point(run["trial"]["sparsity"], run["validation_l0"], run["validation_fvu"]) for run in (pilot, second)]
+    return sparsity, exponent(pair) or s
+
+
+def or_usual(s: float | None) -> float:
+    """The exponent, or the usual one where the trials do not tell it."""
+    return USUAL_EXPONENT if s is None else s
 
 
 def train(trial: Trial, stream: Stream, flags: Flags) -> Trained:
@@ -238,9 +297,7 @@ def train(trial: Trial, stream: Stream, flags: Flags) -> Trained:
 
 def version(library: str) -> str:
     """Of the package that did the training."""
-    return importlib.metadata.version(
-        {"saelens": "sae-lens", "dictionary_learning": "dictionary-learning"}.get(library, library)
-    )
+    return importlib.metadata.version(PACKAGES[library].replace("_", "-"))
 
 
 if __name__ == "__main__":

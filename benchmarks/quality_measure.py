@@ -82,8 +82,12 @@ def _measured(lm, place: Site, train_text: str, text: str, tokens: int, context:
     """`held_out` without the file."""
     _, held = split(train_text, text, tokenizer=tokenizer, context=context)
     rows = pack(held, tokenizer, context)
-    count = -(-tokens // ((context - 1) * ROWS)) * ROWS
-    ids, targets, mask, _ = rows[row_indices(len(rows), 0, 0, count)]
+    ids, targets, mask, _ = rows[row_indices(len(rows), 0, 0, len(rows))]
+    reached = np.cumsum(np.sum(mask & (targets >= 0), axis=1)) >= tokens
+    count = -(-(int(np.argmax(reached)) + 1) // ROWS) * ROWS
+    if not reached[-1] or count > len(rows):
+        raise InputError(f"{text} has too few tokens that count: {tokens:,} are asked for")
+    ids, targets, mask = ids[:count], targets[:count], mask[:count]
     x = np.concatenate([activations(lm, jnp.array(ids[i : i + ROWS]), place) for i in range(0, count, ROWS)])
     mask = mask & (targets >= 0)
     clean = sum(

@@ -71,13 +71,13 @@ def with_tables(text: str, results: dict) -> str:
 
 def ours_table(results: dict) -> str:
     """Our architectures, the best FVU first, and the floors."""
-    rows = sorted((row for row in results["rows"] if row["library"] == "sparse_jax"), key=lambda row: row["fvu"][0])
+    rows = sorted((row for row in results["rows"] if row["library"] == "sparse_jax"), key=lambda row: row["raw_fvu"][0])
     lines = ["| `train_sae ...` | source | seeds | L0 | FVU | CE increase | dead |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         flags, source = OURS[row["architecture"]]
         lines.append(
-            f"| `{flags}` | {source} | {row['seeds']} | {row['l0'][0]:.1f} | {_figure(row['raw_fvu'], 4)} | "
-            f"{_figure(row['ce_increase'], 4)} | {100 * row['dead'][0]:.1f} % |"
+            f"| `{flags}` | {source} | {row['seeds']} | {row['l0'][0]:.1f} | {_figure(row['raw_fvu'], row['seeds'])} | "
+            f"{_figure(row['ce_increase'], row['seeds'])} | {100 * row['dead'][0]:.1f} % |"
         )
     for name, label in FLOORS.items():
         figures = results["floors"][f"{name} 32"]
@@ -86,23 +86,28 @@ def ours_table(results: dict) -> str:
 
 
 def peers_table(results: dict) -> str:
-    """FVU at L0 32 and CE increase of each library, architecture by architecture; only those that all have."""
+    """L0, FVU at the wished L0 and CE increase of each library, for the architectures that all have been run with."""
     by_name = {(row["library"], row["architecture"]): row for row in results["rows"]}
     names = {"sparse_jax": "sparse_jax", "saelens": "SAELens", "dictionary_learning": "dictionary_learning"}
-    heads = [f"{names[library]}: {what}" for library in LIBRARIES for what in ("FVU", "CE")]
-    lines = ["| architecture | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
+    heads = [f"{names[library]}: {what}" for library in LIBRARIES for what in ("L0", "FVU", "CE")]
+    lines = ["| architecture (seeds) | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
     for architecture in ARCHITECTURES:
         rows = [by_name.get((library, architecture)) for library in LIBRARIES]
-        if sum(row is not None for row in rows) > 1:
-            cells = [(_figure(row["fvu"], 4), _figure(row["ce_increase"], 4)) if row else ("", "") for row in rows]
-            lines.append(f"| {architecture} | " + " | ".join(cell for pair in cells for cell in pair) + " |")
+        if all(rows):
+            cells = [
+                f"{r['l0'][0]:.1f} | {_figure(r['fvu'], r['seeds'])} | {_figure(r['ce_increase'], r['seeds'])}"
+                for r in rows
+            ]
+            lines.append(f"| {architecture} ({'/'.join(str(r['seeds']) for r in rows)}) | " + " | ".join(cells) + " |")
+    if len(lines) == 2:
+        return "No architecture has been run with all three libraries yet.\n"
     return "\n".join(lines) + "\n"
 
 
-def _figure(value: tuple[float, float], digits: int) -> str:
+def _figure(value: tuple[float, float], count: int, digits: int = 4) -> str:
     """Mean, and spread over seeds where there are several."""
     mean, spread = value
-    return f"{mean:.{digits}f} ± {spread:.{digits}f}" if spread else f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {spread:.{digits}f}" if count > 1 else f"{mean:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     stream.npy        [tokens, d] float32, raw activations of distinct tokens, shuffled within blocks of 256 random rows
     validation.npy    [tokens, d] float32, of rows that are not in the stream: trainers are chosen by these
-    statistics.npz    of the whole stream: means, covariance, means per token (for the floors)
+    statistics.npz    of the blocks that the stream is cut from: means, covariance, means per token (for the floors)
     card.json         where they come from
 
 Position 0 of every row is left out, as everywhere in the project (attention sinks).
@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.quality_trial import BATCH
+from experiments.data import weights_sha256
 from sparse_jax.activations import Blocks, RememberedBlocks, Statistics, collect_statistics
 from sparse_jax.errors import InputError
 from sparse_jax.lm import check_site, load, load_tokenizer, resolve
+from sparse_jax.lm.documents import fingerprint
 from sparse_jax.lm.holdout import split
 from sparse_jax.lm.rows import pack
 
@@ -69,7 +71,15 @@ def open_stream(folder: Path, *, model: str, site: str, text: str, eval_text: st
     Raises:
         InputError: the folder holds another one; the text has too few tokens.
     """
-    card = {"model": model, "site": site, "text": Path(text).name, "tokens": tokens, "context": CONTEXT}
+    card = {
+        "model": model,
+        "weights_sha256": weights_sha256(model, None),
+        "site": site,
+        "text": Path(text).name,
+        "text_fingerprint": fingerprint(text),
+        "tokens": tokens,
+        "context": CONTEXT,
+    }
     if not (folder / "card.json").exists():
         _make(folder, card, text, eval_text)
     found = json.loads((folder / "card.json").read_text())

@@ -59,6 +59,10 @@ def print_table(results: dict) -> None:
             f"{l0[0]:6.1f} +-{l0[1]:4.1f} {fvu[0]:8.4f} +-{fvu[1]:7.4f} {ce[0]:8.4f} +-{ce[1]:7.4f} "
             f"{100 * dead[0]:6.1f} +-{100 * dead[1]:4.1f} {row['minutes']:6.1f}"
         )
+    for row in results["rows"]:
+        if row["scaled"]:
+            changed = "; ".join(f"{name}: {what}" for name, what in row["scaled"].items())
+            print(f"scaled to a quarter of the run, {row['library']} {row['architecture']}: {changed}")
     for name, figures in results["floors"].items():
         print(
             f"{'floor':12} {name:20} {'':5} {'':6} {figures['l0']:6.1f} {'':6} {figures['fvu']:8.4f} {'':9} "

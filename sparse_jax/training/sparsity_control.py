@@ -5,8 +5,9 @@ The coefficient is multiplied by exp(u). With e = log(L0 / target), L0 averaged 
     u <- u + integral * e + proportional * (e - e_before)
 
 a proportional-integral controller in its velocity form (Astrom & Hagglund 1995): in logarithms, as L0 falls by about a
-fixed share where a coefficient rises by a fixed share, whatever the architecture. It starts where the coefficient's
-warm-up ends. All times are shares of the run, so that a short run is controlled like a long one.
+fixed share where a coefficient rises by a fixed share, whatever the architecture. It starts where the run's coefficient
+warm-up ends, or before, as soon as L0 has fallen to the target: some architectures (JumpReLU at a low learning rate)
+would not come back from a coefficient that goes on rising. All times are shares of the run.
 """
 
 import math

@@ -82,6 +82,8 @@ def step_function(
     rate_at, coefficients_at = learning_rate(schedule, total_steps), coefficients(dictionary, schedule, total_steps)
     held = dictionary.sparsity_coefficient
     control_begins = round(schedule.coefficient_warmup * total_steps)
+    # Features that are silent at the very start are not the coefficient's doing.
+    may_begin = min(control_begins, max(1, round(schedule.lr_warmup * total_steps)))
 
     def step(state: TrainState, x: jax.Array, weight: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         x = state.normaliser.apply(x)
@@ -95,7 +97,8 @@ def step_function(
         rows = jnp.sum(weight > 0, dtype=jnp.int32)
         l0 = jnp.sum(losses.fired) / jnp.maximum(rows, 1)
         age = jnp.where(losses.fired > 0, 0, jnp.minimum(state.age, OLDEST) + rows)
-        begun = state.step >= control_begins
+        fallen = (state.step >= may_begin) & (state.control.l0 >= 0) & (state.control.l0 < state.settings.target_l0)
+        begun = (state.step >= control_begins) | fallen
         metrics = {
             "loss": value,
             **losses.terms,

@@ -72,6 +72,13 @@ def test_what_is_done_is_not_done_again(flags, results, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("change", [{"l0": 16.0}, {"learning_rates": (5e-4,)}, {"expansion": 2}])
+def test_results_of_other_flags_are_refused(flags, results, change):
+    with pytest.raises(InputError, match="is of another"):
+        quality.run_missing(dataclasses.replace(flags, trial_tokens=20 * 1024, **change))
+
+
+@pytest.mark.slow
 def test_figures_are_those_of_the_library_s_own_evaluation(flags, results):
     stream = stored(flags, flags.site)
     held = held_out(flags.model, flags.site, flags.text, flags.eval_text, 2000, 256, flags.stream / "held.npz")

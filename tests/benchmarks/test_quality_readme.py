@@ -37,11 +37,13 @@ def test_rows_come_by_fvu_and_floors_last():
     assert lines[-3].startswith("| PCA rotation, top 32")
 
 
-def test_libraries_are_compared_only_where_there_are_several():
+def test_libraries_are_compared_only_where_all_have_been_run():
     rows = [row("sparse_jax", "topk", 0.1), row("saelens", "topk", 0.2), row("sparse_jax", "gated", 0.3)]
+    assert "yet" in peers_table({"rows": rows, "floors": {}})
+    rows.append(row("dictionary_learning", "topk", 0.3))
     lines = peers_table({"rows": rows, "floors": {}}).splitlines()
     assert len(lines) == 3
-    assert lines[2].startswith("| topk | 0.1000 ± 0.0010 | 0.0500 | 0.2000 ± 0.0010 |")
+    assert lines[2].startswith("| topk (3/3/3) | 32.0 | 0.1000 ± 0.0010 | 0.0500 ± 0.0000 | 32.0 | 0.2000 ± 0.0010 |")
 
 
 def test_only_what_stands_between_the_marks_changes():

@@ -102,6 +102,21 @@ def test_training_comes_to_the_wished_l0_from_either_side(l1):
     assert float(metrics["coefficient"]) == pytest.approx(l1 * math.exp(float(state.control.log_factor)), rel=0.05)
 
 
+@pytest.mark.parametrize(("target", "begins"), [(1e4, 10), (1e-3, 50)])
+def test_control_begins_with_the_warm_up_s_end_or_where_l0_has_fallen_to_the_target(target, begins):
+    dictionary, total = L1(expansion=2).sized(D), 100
+    optimisation = adam(1e-3)
+    settings = settings_for(dictionary, optimisation, target)
+    state = init_state(dictionary, optimisation.transform, Normaliser(jnp.zeros(D), jnp.array(1.0)), 0, settings)
+    step = make_step(dictionary, optimisation, Schedule(lr_warmup=0.1, coefficient_warmup=0.5), total, 10_000)
+    factors = []
+    for i in range(60):
+        state, _ = step(state, sparse_data(jax.random.key(i)), jnp.ones(256))
+        factors.append(float(state.control.log_factor))
+    # L0 is far below 1e4, and never as low as 1e-3.
+    assert factors.index(next(u for u in factors if u != 0)) == begins
+
+
 def test_a_dictionary_without_a_coefficient_has_no_target():
     with pytest.raises(InputError, match="pca dictionary has no sparsity coefficient"):
         settings_for(PCA(n_features=4).sized(D), adam(1e-3), 3.0)
