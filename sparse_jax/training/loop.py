@@ -72,11 +72,12 @@ def run(
         rows: state and metrics -> what is logged, without the step.
 
     Raises:
-        InputError: activations or every loss are not finite (said where); nothing is saved then.
+        InputError: activations are not finite, or every loss is not at a step that is logged or after which a
+            checkpoint would be saved (said where). That checkpoint is not saved; earlier ones stay.
     """
     per_block = blocks.tokens_per_block // pace.batch
     start = steps_taken(state)
-    block = None
+    block = metrics = None
     for number in range(start, pace.total):
         if should_stop():
             break
@@ -91,15 +92,22 @@ def run(
         if done % pace.log_every == 0 or done == pace.total or number == start:
             _log(log, rows(state, metrics), done)
         if checkpoints and done % pace.checkpoint_every == 0 and done < pace.total:
+            _check_losses(rows(state, metrics), done)
             checkpoints.save(state)
     if checkpoints:
+        if metrics is not None:  # a step was taken: logs may be further apart than checkpoints
+            _check_losses(rows(state, metrics), steps_taken(state))
         checkpoints.save(state)
     return state
 
 
-def _log(log: Callable[[dict], None], rows: list[dict], done: int) -> None:
+def _check_losses(rows: list[dict], done: int) -> None:
     if not any(math.isfinite(row["loss"]) for row in rows):
         raise InputError(f"the loss is {rows[0]['loss']} at step {done}: lower the learning rate or the coefficients")
+
+
+def _log(log: Callable[[dict], None], rows: list[dict], done: int) -> None:
+    _check_losses(rows, done)
     for row in rows:
         log({"step": done, **row})
 

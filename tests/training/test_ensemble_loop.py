@@ -208,6 +208,65 @@ def test_an_ensemble_of_which_nothing_is_left_stops():
         go(*ensemble(given=given))
 
 
+def broken(state):
+    """The state with parameters that are not numbers: every loss from here on is NaN."""
+    return dataclasses.replace(state, params=jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), state.params))
+
+
+# Logged at steps 1 and 10 alone; a checkpoint at 3 is whole, parameters break after step 4.
+FAR_LOGS = dataclasses.replace(PACE, log_every=100)
+
+
+@pytest.mark.parametrize(("stop", "found_at"), [(None, 6), (5, 5)])
+def test_a_loss_that_is_not_finite_between_logs_is_never_saved(tmp_path, stop, found_at):
+    """At the next checkpoint, and where the run is asked to stop."""
+    of, taken, rows = members()[0], [], []
+
+    def fresh():
+        return init_state(of.dictionary, adam(1.0).transform, normaliser(of.site), of.seed, of.settings)
+
+    step = make_step(of.dictionary, adam(1.0), Schedule(), TOTAL, 40)
+    options = {
+        "after_step": lambda state, block, done: broken(state) if done == 4 else state,
+        "progress": taken.append, "should_stop": lambda: len(taken) == stop, "log": rows.append,
+    }  # fmt: skip
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        with pytest.raises(InputError, match=f"the loss is nan at step {found_at}: lower"):
+            run(fresh(), step, OneSite(of.site), FAR_LOGS, checkpoints=checkpoints, **options)
+        assert checkpoints.latest() == 3
+        restored = checkpoints.restore(fresh())
+    assert [row["step"] for row in rows] == [1]
+    assert_same(run(restored, step, OneSite(of.site), PACE, log=rows.append, checkpoints=None), alone(of))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kept", [0, 1])
+def test_an_ensemble_is_saved_while_one_member_is_left(tmp_path, way, kept):
+    groups, states, steps = ensemble(way, members()[:2])  # one group
+
+    def after_step(states, block, done):
+        (own,) = states
+        for i in range(kept, 2) if done == 4 else ():
+            own = with_member(own, i, broken(member_state(own, i)))
+        return (own,)
+
+    def taken(checkpoints):
+        options = {"after_step": after_step, "checkpoints": checkpoints, "pace": FAR_LOGS}
+        return go(groups, states, steps, **options)
+
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        if kept:
+            taken(checkpoints)
+            assert checkpoints.latest() == TOTAL
+        else:
+            with pytest.raises(InputError, match="the loss is nan at step 6"):
+                taken(checkpoints)
+            assert checkpoints.latest() == 3
+        (restored,) = checkpoints.restore(ensemble(way, members()[:2])[1])
+    sound = [bool(jnp.isfinite(member_state(restored, i).params["W_dec"]).all()) for i in range(2)]
+    assert sound == ([True, False] if kept else [True, True])
+
+
 def test_a_site_that_is_not_harvested_is_refused_before_anything_is_made():
     given = [*members(), dataclasses.replace(members()[0], site="resid_post.2", name="astray")]
     groups, blocks = group(given), FakeBlocks()
