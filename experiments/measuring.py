@@ -10,6 +10,7 @@ import numpy as np
 from experiments.data import Data
 from sparse_jax.activations import Block, Statistics
 from sparse_jax.dictionaries import Normalised
+from sparse_jax.errors import InputError
 from sparse_jax.lm.order import row_indices
 from sparse_jax.metrics import (
     EvalBatch,
@@ -109,7 +110,10 @@ def measure_members(
 
     Returns:
         The members' figures, and a list of {"floor", "k", figures}. Floors stand at no more than FLOOR_KS values of k,
-        from the smallest to the largest L0 of the members.
+        from the smallest to the largest L0 of the members whose parameters are finite.
+
+    Raises:
+        InputError: floors are wanted and no member has finite parameters.
     """
     data, members = data.in_float32(), {name: in_float32(trained) for name, trained in members.items()}
     numbers = eval_rows(data, eval_tokens)
@@ -117,7 +121,14 @@ def measure_members(
     widest = max(trained.dictionary.n_features for trained in members.values())
     floors: dict[tuple[str, int], Reconstructor] = {}
     if block is not None:
-        l0s = _l0s(data, list(members.values()), numbers[:ROWS_FOR_K], outlier_norm if drop else np.inf)
+        # A code that is not a number counts as active: a member that diverged would claim every feature for its L0.
+        sound = [trained for trained in members.values() if _has_finite_parameters(trained)]
+        if not sound:
+            raise InputError(
+                f"all {len(members)} dictionaries of {data.site} have diverged: their parameters are not finite; lower "
+                "the learning rate or the coefficients"
+            )
+        l0s = _l0s(data, sound, numbers[:ROWS_FOR_K], outlier_norm if drop else np.inf)
         for k in ks_between(l0s, FLOOR_KS):
             fitted = fit_floors(statistics, _counted(block), k, widest, seed)
             token_mean = fitted.pop("token_mean")
@@ -141,6 +152,10 @@ def _with_bar(batches: Iterator[EvalBatch], rows: int, words: str, stays: bool =
 
     total = -(-rows // ROWS_AT_ONCE)
     return tqdm(batches, total=total, desc=words, unit="batch", mininterval=0.5, leave=stays)
+
+
+def _has_finite_parameters(trained: Normalised) -> bool:
+    return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(trained.params))
 
 
 def _counted(block: Block) -> jax.Array:
