@@ -51,7 +51,7 @@ def site_figures(site: str, final: dict, along: list[dict]) -> list[tuple[str, s
     labels = front_labels(final)
     floors = [floor for floor in final["floors"] if floor["site"] == site]
     seeds = max(point["l0"]["count"] for front in at_end for point in front["points"])
-    over = f"Means over {seeds} seeds; bars reach from the lowest to the highest." if seeds > 1 else "One seed."
+    over = what_points_are(at_end, [member for member in final["members"] if member["site"] == site])
     made = []
     for name, heading in MEASURES:
         curves = [curve(front, name, labels) for front in at_end] + floor_curves(floors, name)
@@ -75,6 +75,16 @@ def site_figures(site: str, final: dict, along: list[dict]) -> list[tuple[str, s
         )
         made.append((chart(curves, name, heading, f"{heading} along training, {site}"), caption))
     return made
+
+
+def what_points_are(at_end: list[dict], members: list[dict]) -> str:
+    """Over how many seeds the points of a site's fronts are means, and how many of its members have no part in them."""
+    counts = {point["l0"]["count"] for front in at_end for point in front["points"]}
+    seeds = f"{'up to ' if len(counts) > 1 else ''}{max(counts)} seeds"
+    words = f"Means over {seeds}; bars reach from the lowest to the highest." if max(counts) > 1 else "One seed."
+    if lost := len(members) - len(usable(members)):
+        words += f" Left out: {lost} of {len(members)} dictionaries, whose figures are not finite."
+    return words
 
 
 def chart(curves: list[Curve], name: str, heading: str, title: str) -> str:

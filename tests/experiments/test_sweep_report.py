@@ -99,6 +99,28 @@ def test_a_member_without_figures_has_no_place_in_a_front(capsys, tmp_path):
     assert "–" in (tmp_path / "report.html").read_text()
 
 
+def test_captions_say_who_is_left_out():
+    final, _ = sweep_of()
+
+    def caption_without(lost):
+        for member in final["members"]:
+            member["fvu"] = None if lost(member) else 0.5
+        final["fronts"] = fronts(usable(final["members"]))
+        return site_figures(SITES[0], final, [])[0][1]
+
+    here = 2 * 2 * 4 * 3
+    assert caption_without(lambda member: member["site"] == SITES[1]).startswith("Means over 3 seeds; bars")
+    first, second = (m["name"] for m in final["members"][:2])
+    caption = caption_without(lambda m: m["site"] == SITES[0] and m["name"] in (first, second))
+    assert caption.startswith("Means over up to 3 seeds; bars")
+    assert f" Left out: 2 of {here} dictionaries, whose figures are not finite." in caption
+    caption = caption_without(lambda member: member["seed"] == 1)
+    assert caption.startswith("Means over 2 seeds; bars")
+    assert f"Left out: {here // 3} of {here}" in caption
+    caption = caption_without(lambda member: member["seed"] > 0)
+    assert caption.startswith(f"One seed. Left out: {2 * here // 3} of {here}")
+
+
 def test_a_ce_increase_below_zero_is_drawn():
     final, _ = sweep_of()
     for each in final["members"]:
