@@ -2,6 +2,7 @@
 
     x_hat = c W_dec + b_dec                rows of W_dec have norm 1
     at the start: W_enc = encoder_scale * W_dec^T with encoder_scale = min(1, d_in / n_features), all biases 0
+                  (L1 with a decoder_norm other than 1 then scales W_dec alone, not W_enc)
 
 Without the constraint a penalty on the codes could be evaded: smaller codes, longer rows. Bricken et al. 2023 keep it
 by two steps around the optimiser: the part of a gradient along its row is removed, and rows are rescaled afterwards.
