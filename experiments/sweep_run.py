@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import command, run_folder
@@ -16,6 +15,7 @@ from experiments.sweep import Flags
 from experiments.sweep_members import Choice, check_k, choices, knob
 from experiments.sweep_report import print_table, usable, write_report
 from experiments.train_sae_run import FLOOR_FIGURES, centring, make_pace, provenance
+from experiments.training_run import Resample, bias_start, resampler, training_bar, with_started_bias
 from sparse_jax.activations import (
     Normaliser,
     RememberedBlocks,
@@ -37,13 +37,10 @@ from sparse_jax.training import (
     Pace,
     Resampling,
     adam,
-    centre_of_rows,
     check_bias_start,
-    first_counted,
     group,
     init_ensemble,
     make_ensemble_step,
-    make_resample,
     member_state,
     read_lines,
     run_ensemble,
@@ -183,8 +180,6 @@ def train(
     pace: Pace,
 ) -> tuple[tuple, int]:
     """The groups' states at the end, or where the run was asked to stop; and the tokens that this call trained on."""
-    from tqdm import tqdm
-
     optimisation = adam(flags.learning_rates[0])  # each member's own is in its settings
     window = min(flags.dead_window, flags.tokens // 4)
     normalisers = {site: fit_normaliser(flags.normalise, each.mean, each.variance) for site, each in statistics.items()}
@@ -199,7 +194,7 @@ def train(
             states = with_started_biases(flags, groups, states, normalisers, blocks)
         first = steps_taken(states)
         lines.truncate_after(first)
-        resample = resampler(flags, groups, pace, window, lines.write)
+        resample = resampled(flags, groups, pace, window, lines.write)
         measure = measurer(flags, by_site, groups, chosen, statistics, pace, lines.write)
 
         def after_step(states: tuple, block: SiteBlock, done: int) -> tuple:
@@ -207,14 +202,7 @@ def train(
             measure(states, done)
             return states
 
-        with tqdm(
-            total=pace.total * pace.batch,
-            initial=first * pace.batch,
-            unit="tok",
-            unit_scale=True,
-            desc="training",
-            mininterval=0.5,
-        ) as bar:
+        with training_bar(pace, first) as bar:
             states = run_ensemble(
                 states,
                 steps,
@@ -240,45 +228,36 @@ def with_started_biases(
     """The states before the first step, every member's decoder bias where `train_sae` starts it, found once a site."""
     if flags.decoder_bias_start == "zero":
         return states
-    block, centres = blocks[0], {}
-    for site, normaliser in normalisers.items():
-        x, weight = first_counted(block.x[site], block.weight[site])
-        centres[site] = centre_of_rows(normaliser.apply(x), weight, flags.decoder_bias_start)
+    block = blocks[0]
+    centres = {site: bias_start(flags, block.at(site), normaliser) for site, normaliser in normalisers.items()}
     made = []
     for each, own in zip(groups, states):
-        for i in range(len(each.members)):
-            state = member_state(own, i)
-            # A copy: each member's step consumes its state.
-            params = {**state.params, "b_dec": jnp.copy(centres[each.site])}
-            own = with_member(own, i, dataclasses.replace(state, params=params))
+        for i, member in enumerate(each.members):
+            started = with_started_bias(member.dictionary, member_state(own, i), centres[each.site])
+            own = with_member(own, i, started)
         made.append(own)
     return tuple(made)
 
 
-def resampler(
+def resampled(
     flags: Flags, groups: Sequence[Group], pace: Pace, window: int, log: Callable[[dict], None]
 ) -> Callable[[tuple, SiteBlock, int], tuple]:
-    """What is done after each step: nothing, but at the steps where silent features are started again."""
-    resampling = Resampling(flags.resample_at)
-    at = resampling.steps(pace.total)
-    # A member's own dictionary encodes with its own k.
-    own_dictionaries = {member.dictionary for each in groups for member in each.members}
-    resamples = {dictionary: make_resample(dictionary, window) for dictionary in own_dictionaries} if at else {}
+    """The `resampler` of all members, with a line in the log for each."""
 
-    def after_step(states: tuple, block: SiteBlock, done: int) -> tuple:
-        if done not in at:
-            return states
+    def change(states: tuple, block: SiteBlock, done: int, resample: Resample) -> tuple:
         made = []
         for each, own in zip(groups, states):
-            x, weight = (values[: resampling.rows] for values in block.at(each.site)[:2])
+            here = block.at(each.site)
             for i, member in enumerate(each.members):
-                state, count = resamples[member.dictionary](member_state(own, i), x, weight)
-                log({"step": done, "member": member.name, "resampled": int(count)})
+                state, count = resample(member.dictionary, member_state(own, i), here.x, here.weight)
+                log({"step": done, "member": member.name, "resampled": count})
                 own = with_member(own, i, state)
             made.append(own)
         return tuple(made)
 
-    return after_step
+    # A member's own dictionary encodes with its own k.
+    own_dictionaries = {member.dictionary for each in groups for member in each.members}
+    return resampler(flags, own_dictionaries, pace, window, change)
 
 
 def measurer(

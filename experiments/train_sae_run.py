@@ -10,6 +10,7 @@ from experiments.measuring import measure
 from experiments.train_sae import Flags
 from experiments.train_sae_report import print_table, write_report
 from experiments.training_flags import TrainingFlags
+from experiments.training_run import Resample, bias_start, resampler, training_bar, with_started_bias
 from sparse_jax.activations import Block, Blocks, RememberedBlocks, Statistics, collect_statistics, fit_normaliser
 from sparse_jax.dictionaries import Dictionary, Normalised, save, to_json
 from sparse_jax.errors import InputError
@@ -25,12 +26,9 @@ from sparse_jax.training import (
     adam,
     check_bias_start,
     check_target,
-    first_counted,
     init_state,
-    make_resample,
     make_step,
     settings_for,
-    start_decoder_bias,
     total_rows,
 )
 from sparse_jax.training.loop import run as take_steps
@@ -139,8 +137,6 @@ def train(
     flags: Flags, dictionary: Dictionary, blocks: RememberedBlocks, statistics: Statistics, pace: Pace
 ) -> tuple[TrainState, int]:
     """The state at the end, or where the run was asked to stop; and the tokens that this call trained on."""
-    from tqdm import tqdm
-
     optimisation = adam(flags.learning_rate)
     normaliser = fit_normaliser(flags.normalise, statistics.mean, statistics.variance)
     settings = settings_for(dictionary, optimisation, flags.target_l0)
@@ -152,18 +148,11 @@ def train(
         if flags.resume and checkpoints.latest() is not None:
             state = checkpoints.restore(state)
             print(f"resumed at step {int(state.step)} of {pace.total}")
-        else:
-            state = with_started_bias(flags, dictionary, state, blocks)
+        elif flags.decoder_bias_start != "zero":
+            state = with_started_bias(dictionary, state, bias_start(flags, blocks[0], state.normaliser))
         first = int(state.step)
         lines.truncate_after(first)
-        with tqdm(
-            total=pace.total * pace.batch,
-            initial=first * pace.batch,
-            unit="tok",
-            unit_scale=True,
-            desc="training",
-            mininterval=0.5,
-        ) as bar:
+        with training_bar(pace, first) as bar:
             state = take_steps(
                 state,
                 step,
@@ -171,41 +160,24 @@ def train(
                 pace,
                 log=lambda row: (lines.write(row), bar.set_postfix(fvu=f"{row['fvu']:.3f}", l0=f"{row['l0']:.1f}")),
                 checkpoints=checkpoints,
-                after_step=resampler(flags, dictionary, pace, window, lines.write),
+                after_step=resampled(flags, dictionary, pace, window, lines.write),
                 should_stop=stop,
                 progress=bar.update,
             )
     return state, (int(state.step) - first) * pace.batch
 
 
-def with_started_bias(flags: Flags, dictionary: Dictionary, state: TrainState, blocks: RememberedBlocks) -> TrainState:
-    """The state before the first step with its decoder bias where the flags say, found from the first block."""
-    if flags.decoder_bias_start == "zero":
-        return state
-    block = blocks[0]
-    x, weight = first_counted(block.x, block.weight)
-    x = state.normaliser.apply(x)
-    params = start_decoder_bias(dictionary, state.params, x, weight, flags.decoder_bias_start)
-    return dataclasses.replace(state, params=params)
-
-
-def resampler(
+def resampled(
     flags: Flags, dictionary: Dictionary, pace: Pace, window: int, log: Callable[[dict], None]
 ) -> Callable[[TrainState, Block, int], TrainState]:
-    """What is done after each step: nothing, but at the steps where silent features are started again."""
-    resampling = Resampling(flags.resample_at)
-    steps = resampling.steps(pace.total)
-    resample = make_resample(dictionary, window) if steps else None
+    """The `resampler` of one dictionary, with a line in the log each time."""
 
-    def after_step(state: TrainState, block: Block, done: int) -> TrainState:
-        if done not in steps:
-            return state
-        rows = slice(min(resampling.rows, len(block.x)))
-        state, count = resample(state, block.x[rows], block.weight[rows])
-        log({"step": done, "tokens": total_rows(state.rows_seen), "resampled": int(count)})
+    def change(state: TrainState, block: Block, done: int, resample: Resample) -> TrainState:
+        state, count = resample(dictionary, state, block.x, block.weight)
+        log({"step": done, "tokens": total_rows(state.rows_seen), "resampled": count})
         return state
 
-    return after_step
+    return resampler(flags, [dictionary], pace, window, change)
 
 
 def provenance(data: Data, statistics: Statistics, tokens_trained: int, seed: int) -> dict:

@@ -37,6 +37,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "settings_for": "state",
         "start_decoder_bias": "decoder_bias",
         "total_rows": "state",
+        "with_decoder_bias": "decoder_bias",
         "with_member": "ensemble",
     },
 )

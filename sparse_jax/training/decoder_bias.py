@@ -74,11 +74,26 @@ def start_decoder_bias(
     check_bias_start(dictionary, rule)
     if rule == "zero":
         return params
-    if x.shape[-1] != dictionary.d_out:
+    return with_decoder_bias(dictionary, params, centre_of_rows(x, weight, rule))
+
+
+def with_decoder_bias(dictionary: Dictionary, params: Params, centre: jax.Array) -> Params:
+    """The parameters with b_dec at a centre that is found already, as for many dictionaries of one site.
+
+    Args:
+        dictionary: whose parameters they are; it has a b_dec (`check_bias_start`).
+        params: as `init` makes them.
+        centre: `[d_out]` in normalised units (`centre_of_rows`); copied, in the dtype of b_dec.
+
+    Raises:
+        InputError: the centre is of another width than the dictionary.
+    """
+    if centre.shape[-1] != dictionary.d_out:
         raise InputError(
-            f"rows of width {x.shape[-1]} for the decoder bias of a dictionary of width {dictionary.d_out}"
+            f"rows of width {centre.shape[-1]} for the decoder bias of a dictionary of width {dictionary.d_out}"
         )
-    return {**params, "b_dec": centre_of_rows(x, weight, rule).astype(params["b_dec"].dtype)}
+    # A copy: a step consumes the parameters, and the centre may be that of other dictionaries too.
+    return {**params, "b_dec": jnp.array(centre, params["b_dec"].dtype)}
 
 
 def centre_of_rows(x: jax.Array, weight: jax.Array, rule: BiasStart) -> jax.Array:

@@ -14,6 +14,7 @@ from sparse_jax.training.decoder_bias import (
     geometric_median,
     start_decoder_bias,
     weighted_row_mean,
+    with_decoder_bias,
 )
 
 TRAINABLE = sorted(set(DICTIONARIES) - {"pca", "neurons", "random"})
@@ -218,3 +219,20 @@ def test_what_cannot_be_is_refused():
         start_decoder_bias(dictionary, params, jnp.ones((4, 5)), jnp.ones(4), "mean")
     with pytest.raises(InputError, match="drops every row"):
         start_decoder_bias(dictionary, params, jnp.ones((4, 6)), jnp.zeros(4), "geometric-median")
+
+
+def test_a_centre_that_is_found_already_serves_several_dictionaries():
+    centre = jnp.arange(6, dtype=jnp.float32)
+    for dictionary in (L1(n_features=12).sized(6), TopK(n_features=8, k=2).sized(6)):
+        params = dictionary.init(jax.random.key(0))
+        params["b_dec"] = params["b_dec"].astype(jnp.bfloat16)
+        started = with_decoder_bias(dictionary, params, centre)
+        assert started["b_dec"].dtype == jnp.bfloat16
+        np.testing.assert_array_equal(started["b_dec"], centre)
+        assert all(started[name] is params[name] for name in params if name != "b_dec")
+    params = dictionary.init(jax.random.key(0))
+    started = with_decoder_bias(dictionary, params, centre)
+    started["b_dec"].delete()  # as a step does that consumes its state
+    assert float(centre.sum()) == 15
+    with pytest.raises(InputError, match=r"rows of width 5 .* width 6"):
+        with_decoder_bias(dictionary, params, centre[:5])
