@@ -95,12 +95,31 @@ def check(flags: Flags) -> None:
         raise InputError(f"--seeds {_shown(flags.seeds)}: a seed cannot be negative")
     if not all(0 < share <= 1 for share in flags.measure_at):
         raise InputError(f"--measure-at {_shown(flags.measure_at)}: give shares of the run, more than 0 and at most 1")
+    measured_steps(flags)
     if flags.expansions and flags.dictionary.n_features:
         raise InputError(
             f"--expansions {_shown(flags.expansions)} and --n-features {flags.dictionary.n_features} both say how wide "
             "a dictionary is: give one of them"
         )
     _check_sparsity(flags)
+
+
+def measured_steps(flags: Flags) -> dict[int, float]:
+    """After how many steps every member is measured -> the share of the run that this stands for.
+
+    Raises:
+        InputError: two shares round to the same step.
+    """
+    steps, found = flags.tokens // flags.batch, {}
+    for share in flags.measure_at:
+        at = max(1, round(share * steps))
+        if at in found:
+            raise InputError(
+                f"--measure-at {_shown((found[at], share))}: both are step {at} of the run's {steps}; give shares that "
+                "are further apart, or train on more --tokens"
+            )
+        found[at] = share
+    return found
 
 
 def _check_sparsity(flags: Flags) -> None:

@@ -12,7 +12,7 @@ from experiments import command, run_folder
 from experiments.data import Data, load_data, resolve_bos, summary
 from experiments.measuring import measure_members
 from experiments.sweep import Flags
-from experiments.sweep_members import Choice, check_k, choices, knob
+from experiments.sweep_members import Choice, check_k, choices, knob, measured_steps
 from experiments.sweep_report import print_table, usable, write_report
 from experiments.train_sae_run import FLOOR_FIGURES, centring, make_pace, provenance
 from experiments.training_run import Resample, bias_start, resampler, training_bar, with_started_bias
@@ -270,7 +270,7 @@ def measurer(
     log: Callable[[dict], None],
 ) -> Callable[[tuple, int], None]:
     """What measures every member at the shares of the run that are asked for, but at its end: one line for each."""
-    at = {max(1, round(share * pace.total)): share for share in flags.measure_at}
+    at = measured_steps(flags)
 
     def measure(states: tuple, done: int) -> None:
         if done not in at or done == pace.total:

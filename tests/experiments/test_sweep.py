@@ -77,6 +77,8 @@ BAD = {
     "a seed twice": ({"seeds": (1, 1)}, "--seeds 1 1"),
     "a sparsity twice": ({"sparsities": (4.0, 4.0)}, "--sparsities 4 4"),
     "a share twice": ({"measure_at": (0.5, 0.5)}, "--measure-at 0.5 0.5"),
+    "two shares of one step": ({"measure_at": (0.5, 0.51, 1.0)}, "--measure-at 0.5 0.51: both are step 12 of the"),
+    "two shares of the first step": ({"measure_at": (0.001, 0.04)}, "both are step 1 of the run's 24"),
     "a share beyond the end": ({"measure_at": (1.5,)}, "at most 1"),
     "a negative seed": ({"seeds": (-1,)}, "negative"),
     "half a feature": ({"sparsities": (2.5,)}, "whole number"),
