@@ -7,7 +7,7 @@ Notation used by every architecture: `x [rows, d_in]` normalised activations, `c
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -128,6 +128,14 @@ class Dictionary(ABC):
     def coefficient_fields(self) -> dict[str, str]:
         """Coefficient -> the field that gives its value, for those that may change without a new compiled step."""
         return {name: name for name in self.coefficients}
+
+    @property
+    def step_form(self) -> Hashable:
+        """Which of several forms the compiled step takes, where a field in `coefficient_fields` decides that.
+
+        Dictionaries that differ in it do not share a step.
+        """
+        return ()
 
     @property
     def ramps(self) -> dict[str, Ramp]:

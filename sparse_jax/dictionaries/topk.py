@@ -40,6 +40,7 @@ from sparse_jax.dictionaries.topk_gradient import top_k_value_and_grad
 from sparse_jax.dictionaries.unit_norm import unit_norm_project, unit_norm_tangent
 from sparse_jax.errors import InputError
 from sparse_jax.numerics import matmul, safe_norm, unit_rows
+from sparse_jax.numerics.sparse_codes import sparse_is_faster
 from sparse_jax.numerics.topk import top_k_mask
 
 # Random unit vectors from which the encoder's gain is found, as many as in the authors' code.
@@ -130,6 +131,16 @@ class TopK(KSparse):
         super().__post_init__()
         if self.aux_k < 0:
             raise InputError(f"--aux-k {self.aux_k}: give a number of features, or 0 for half of the site's width")
+
+    @property
+    def sparse_gradient(self) -> bool:
+        """Whether training takes the sparse form of topk_gradient.py: where it exists and is faster."""
+        return type(self).loss is TopK.loss and sparse_is_faster(self.n_features, self.k_bound)
+
+    @property
+    def step_form(self) -> tuple[bool, bool]:
+        """`sparse_gradient`, and whether its loops over slots have one slot: XLA compiles those otherwise."""
+        return self.sparse_gradient, self.sparse_gradient and self.k_bound == 1
 
     def init(self, key: jax.Array) -> Params:
         """Random unit rows of W_dec, W_enc its transpose over the mean norm of reconstructions of random unit vectors,

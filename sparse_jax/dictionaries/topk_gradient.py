@@ -6,11 +6,13 @@ Given which codes are active, the gradient is that of dense_gradient.py with f' 
     sparse    codes as k values and indices: decoding gathers rows of W_dec, gradients scatter rows. The encoder is
               the only matrix product left. For h only the k entries where f' = 1 are made.
 
-`sparse_is_faster` chooses. BatchTopK selects over the whole batch, so it has no bound on the active
+`TopK.sparse_gradient` chooses. BatchTopK selects over the whole batch, so it has no bound on the active
 features of a row, and is always dense.
 
 AuxK is rarely active and keeps its autodiff, down to the pre-activations and W_dec; those are computed once more where
 it is, so that nothing need be kept where it is not. Its error and b_dec are detached: no other gradient exists.
+
+In every form x is centred before it is rounded or multiplied: see dense_gradient.py.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from jax import lax
 
 from sparse_jax.dictionaries.aux_k import dead_features
 from sparse_jax.dictionaries.dense_gradient import (
+    centred_input,
     decoded,
     dense_sums,
     gradients,
@@ -39,7 +42,6 @@ from sparse_jax.numerics.sparse_codes import (
     dense,
     feature_sums,
     row_gradient,
-    sparse_is_faster,
     top_k_codes,
     value_gradient,
 )
@@ -58,17 +60,17 @@ def top_k_value_and_grad(
         dictionary: the static choices.
         params, batch, ctx: as `loss` takes them.
         k_now: the k in use, int32.
-        sparse: which form; None: the one that is faster here.
+        sparse: which form; None: `dictionary.sparse_gradient`.
     """
     made, k = layers(params, True, dictionary.compute_dtype), dictionary.k_bound
     if sparse is None:
-        sparse = sparse_is_faster(dictionary.n_features, k)
+        sparse = dictionary.sparse_gradient
 
     def largest(x):
         return top_k_codes(jax.nn.relu(preactivations(made, x)), k, k_now)
 
     if sparse:
-        squared, fired, y_hat, grads = _sparse_gradients(params, batch, largest)
+        squared, fired, y_hat, grads = _sparse_gradients(params, made, batch, largest)
     else:
         squared, fired, y_hat, grads = _dense_gradients(
             params, made, batch, lambda x, _: dense(largest(x), dictionary.n_features)
@@ -95,7 +97,7 @@ def _dense_gradients(params, made, batch, codes_of, extra=None):
     return sums.squared / row_count(batch), sums.fired, y_hat, gradients(params, sums, True)
 
 
-def _sparse_gradients(params, batch, largest):
+def _sparse_gradients(params, made, batch, largest):
     """(mean squared error, fired, y, gradients) by gathers and scatters."""
     x, target, weight, _ = batch
     count, n_features = row_count(batch), params["W_dec"].shape[0]
@@ -106,9 +108,8 @@ def _sparse_gradients(params, batch, largest):
     h = jnp.where(codes.values > 0, value_gradient(codes, params["W_dec"], g), 0)
     counted = (codes.values > 0) & (weight > 0)[:, None]
     h_sums = feature_sums(SparseCodes(h, codes.indices), n_features)
-    x_h = row_gradient(SparseCodes(h, codes.indices), x, n_features) - h_sums[:, None] * params["b_dec"]
     grads = {
-        "W_enc": x_h.T,
+        "W_enc": row_gradient(SparseCodes(h, codes.indices), centred_input(made, x), n_features).T,
         "b_enc": h_sums,
         "W_dec": row_gradient(codes, g, n_features),
         "b_dec": jnp.sum(g, axis=0) - decoded(params, h_sums),
@@ -120,7 +121,7 @@ def _sparse_gradients(params, batch, largest):
 def _with_aux_k(dictionary, params, made, batch, ctx, squared, losses, grads):
     """What `value_and_grad` answers: AuxK added to the gradients, and to the terms."""
     error = batch.target - losses.y_hat
-    x_low = batch.x.astype(made.W_dec.dtype)
+    x_low = centred_input(made, batch.x).astype(made.W_dec.dtype)
 
     def some_dead(grads):
         def term(values, W_dec):
@@ -129,9 +130,8 @@ def _with_aux_k(dictionary, params, made, batch, ctx, squared, losses, grads):
 
         values = preactivations(made, batch.x)
         value, (h, by_W_dec) = jax.value_and_grad(term, argnums=(0, 1))(values, params["W_dec"])
-        h_sums = jnp.sum(h, axis=0)
-        x_h = product_tn(x_low, h.astype(x_low.dtype), h.dtype) - params["b_dec"][:, None] * h_sums
-        more = {"W_enc": x_h, "b_enc": h_sums, "W_dec": by_W_dec}
+        x_h = product_tn(x_low, h.astype(x_low.dtype), h.dtype)
+        more = {"W_enc": x_h, "b_enc": jnp.sum(h, axis=0), "W_dec": by_W_dec}
         return value, {**grads, **{name: grads[name] + more[name] for name in more}}
 
     def none_dead(grads):

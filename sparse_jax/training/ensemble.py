@@ -113,7 +113,7 @@ def check_harvested(groups: Sequence[Group], sites: Sequence[Site]) -> None:
 
 
 def _static(dictionary: Dictionary) -> tuple:
-    """What decides the compiled step of a dictionary: everything but the values of its coefficients."""
+    """What decides the compiled step of a dictionary: everything but the values of its coefficients, and its form."""
     traced = set(dictionary.coefficient_fields.values())
     names = [field.name for field in dataclasses.fields(dictionary) if field.name not in traced]
     return (
@@ -122,6 +122,8 @@ def _static(dictionary: Dictionary) -> tuple:
         # Ramps and frozen parameters may follow from a coefficient (Lp with p = p_start does not anneal).
         tuple(sorted(dictionary.ramps.items())),
         dictionary.frozen,
+        # In another form of the step a member would not get a single run's bits (TopK chooses its form by k).
+        dictionary.step_form,
     )
 
 

@@ -1,5 +1,7 @@
 """What the tests of gradients written by hand share: the comparison with autodiff and with finite differences."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,24 @@ def normal_batch(rows, d_in, d_out=None, dtype=np.float64, seed=5):
     x = jnp.array(generator.normal(size=(rows, d_in)), dtype)
     target = x if d_out is None else jnp.array(generator.normal(size=(rows, d_out)), dtype)
     return Batch(x, target, jnp.array([(0.0, 1.0, 0.5, 1.0, 2.0)[i % 5] for i in range(rows)], dtype))
+
+
+def shifted(params, batch, distance=20):
+    """(parameters, batch) with `distance` standard deviations added to every dimension; b_dec holds them."""
+    params = params | {"b_dec": params["b_dec"] + distance}
+    return params, batch._replace(x=batch.x + distance, target=batch.target + distance)
+
+
+def assert_as_close_as_autodiff(dictionary, form, params, batch, ctx, autodiff=by_autodiff):
+    """bfloat16 gradients of `form` are as near to float32's as those of `autodiff` are."""
+    exact = dataclasses.replace(dictionary, compute_dtype="float32")
+    rounded = dataclasses.replace(dictionary, compute_dtype="bfloat16")
+    _, _, grads = by_autodiff(exact, params, batch, ctx)
+    _, _, expected = autodiff(rounded, params, batch, ctx)
+    _, _, made = form(rounded, params, batch, ctx)
+    for name, grad in grads.items():
+        error = relative_error(made[name], grad)
+        assert 0 < error < max(2 * relative_error(expected[name], grad), 1e-2), name
 
 
 def assert_same(one, other, rtol=1e-12, atol=1e-12):

@@ -14,12 +14,14 @@ from sparse_jax.dictionaries.multi_topk import MultiTopK
 from sparse_jax.dictionaries.topk import TopK, current_k
 from sparse_jax.dictionaries.topk_gradient import batch_top_k_value_and_grad, top_k_value_and_grad
 from tests.dictionaries.by_hand import (
+    assert_as_close_as_autodiff,
     assert_finite_differences,
     assert_same,
     by_autodiff,
     in_small_blocks,
     normal_batch,
     relative_error,
+    shifted,
 )
 from tests.dictionaries.k_sparse import context, small
 
@@ -116,6 +118,16 @@ def test_bfloat16_is_close_to_float32(form, dead):
         assert low_grads[name].dtype == jnp.float32
         # Nearly tied features change places under rounding, and with them a row's whole contribution.
         assert relative_error(low_grads[name], grad) < 0.03, name
+
+
+@dead_features
+@forms
+def test_bfloat16_with_a_large_mean(form, dead):
+    """x must be centred before it is rounded."""
+    # AuxK weighs enough for its part of the gradient to be seen.
+    dictionary, by_hand, params, batch = case(form, np.float32, 16, 64, 256, 8, aux_coefficient=10.0)
+    params, batch = shifted(params, batch)
+    assert_as_close_as_autodiff(dictionary, by_hand, params, batch, context(dictionary, dead=dead))
 
 
 @forms

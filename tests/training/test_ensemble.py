@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparse_jax.activations import Normaliser
-from sparse_jax.dictionaries import DICTIONARIES, L1, PCA, BatchTopK, JumpReLU, Lp, MatchingPursuit, TopK
+from sparse_jax.dictionaries import DICTIONARIES, L1, PCA, BatchTopK, JumpReLU, Lp, MatchingPursuit, MultiTopK, TopK
 from sparse_jax.errors import InputError
 from sparse_jax.training import (
     Member,
@@ -107,6 +107,7 @@ def test_members_that_differ_only_in_what_is_traced_form_a_group():
         (Lp(p=0.5), Lp(p=1.0)),  # does not anneal
         (Lp(p=0.5, hold_strength=False), Lp(p=1.0, hold_strength=False)),
         (TopK(k=3), TopK(k=3, anneal_from=6)),
+        (TopK(k=2, n_features=512), TopK(k=8, n_features=512)),  # a sparse and a dense gradient
         (TopK(k=3, aux_k=2), TopK(k=3, aux_k=3)),
         (MatchingPursuit(k=3), MatchingPursuit(k=2)),
         (JumpReLU(penalty="quadratic", target_l0=3.0), JumpReLU(penalty="quadratic", target_l0=4.0)),
@@ -173,6 +174,21 @@ def test_in_a_loop_each_member_is_its_single_run(kind):
         for name, value in single.items():
             np.testing.assert_allclose(metrics[name][i], value, rtol=1e-5, atol=1e-6)
     assert len({np.asarray(member_state(states, i).params["W_dec"]).tobytes() for i in range(3)}) == 3
+
+
+def test_a_larger_k_does_not_change_the_form_of_a_members_step():
+    """TopK's gradient is sparse where k is small among the features, and dense elsewhere."""
+    groups = group([member(TopK(k=k, n_features=768), f"k {k}") for k in (2, 8, 1, 3, 6)])
+    assert [[m.dictionary.k for m in of.members] for of in groups] == [[2, 3], [8, 6], [1]]
+    for of in groups:
+        states, _ = together(of, "loop")
+        for i, each in enumerate(of.members):
+            assert_same(member_state(states, i), alone(each)[0])
+
+
+def test_a_form_that_does_not_depend_on_k_makes_no_group():
+    for kind in (BatchTopK, MultiTopK):
+        assert len(group([member(kind(k=k, n_features=512), str(k)) for k in (2, 8)])) == 1
 
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
