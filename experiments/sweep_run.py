@@ -15,7 +15,14 @@ from experiments.sweep import Flags
 from experiments.sweep_members import Choice, check_k, choices, knob, measured_steps
 from experiments.sweep_report import print_table, usable, write_report
 from experiments.train_sae_run import FLOOR_FIGURES, centring, make_pace, provenance
-from experiments.training_run import Resample, bias_start, resampler, training_bar, with_started_bias
+from experiments.training_run import (
+    Resample,
+    bias_start,
+    resampler,
+    training_bar,
+    warn_of_missed_l0,
+    with_started_bias,
+)
 from sparse_jax.activations import (
     Normaliser,
     RememberedBlocks,
@@ -88,6 +95,9 @@ def run(flags: Flags) -> int:
     if (done := steps_taken(states)) < pace.total:
         print(f"saved at step {done} of {pace.total}; continue with --resume")
         return command.EXIT_INTERRUPTED
+    for each, own in zip(groups, states):
+        for i, member in enumerate(each.members):
+            warn_of_missed_l0(member_state(own, i), member.name)
     final = finish(flags, by_site, groups, chosen, states, blocks, statistics)
     final |= {
         "tokens_per_second": tokens_here / train_seconds if tokens_here else None,

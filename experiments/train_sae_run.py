@@ -10,7 +10,14 @@ from experiments.measuring import measure
 from experiments.train_sae import Flags
 from experiments.train_sae_report import print_table, write_report
 from experiments.training_flags import TrainingFlags
-from experiments.training_run import Resample, bias_start, resampler, training_bar, with_started_bias
+from experiments.training_run import (
+    Resample,
+    bias_start,
+    resampler,
+    training_bar,
+    warn_of_missed_l0,
+    with_started_bias,
+)
 from sparse_jax.activations import Block, Blocks, RememberedBlocks, Statistics, collect_statistics, fit_normaliser
 from sparse_jax.dictionaries import Dictionary, Normalised, save, to_json
 from sparse_jax.errors import InputError
@@ -73,6 +80,7 @@ def run(flags: Flags) -> int:
     if int(state.step) < pace.total:
         print(f"saved at step {int(state.step)} of {pace.total}; continue with --resume")
         return command.EXIT_INTERRUPTED
+    warn_of_missed_l0(state, f"the {dictionary.kind} dictionary")
     trained = Normalised(dictionary, state.params, state.normaliser)
     tokens_trained = total_rows(state.rows_seen)
     save(flags.out / "dictionaries" / str(data.site), trained, provenance(data, statistics, tokens_trained, flags.seed))

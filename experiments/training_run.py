@@ -66,6 +66,20 @@ def resampler(
     return after_step
 
 
+# A run that ends this far from the wished L0 (as a share of it: 2 of 32) says so.
+MISSED = 1 / 16
+
+
+def warn_of_missed_l0(state: TrainState, name: str) -> None:
+    """Print a warning where a controller has not brought L0 (over the last steps of training) to its target."""
+    wished, reached = float(state.settings.target_l0), float(state.control.l0)
+    if wished > 0 and abs(reached / wished - 1) > MISSED:
+        print(
+            f"warning: {name} ended at L0 {reached:.1f}, not at --target-l0 {wished:g}: give more tokens, another "
+            "learning rate, or a coefficient nearer to the one that is needed (metrics.jsonl shows it)"
+        )
+
+
 def training_bar(pace: Pace, first: int) -> Any:
     """A tqdm bar of the run's tokens, from step `first`; a context manager."""
     from tqdm import tqdm

@@ -322,12 +322,15 @@ def test_losses_that_are_not_finite_are_named(flags, tmp_path):
     assert not (flags.out / "metrics.json").exists()
 
 
-def test_ctrl_c_ends_with_code_130_and_without_figures(flags, monkeypatch, capsys):
+def test_ctrl_c_ends_with_code_130_and_without_figures(flags, monkeypatch, capsys, request):
     class Interrupted(tqdm.tqdm):
         def update(self, n=1):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(tqdm, "tqdm", Interrupted)
+    # Under a shell that started the tests in the background the signal would be ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     arguments = ["--model", flags.model, "--text", flags.text, "--context", "32", "--out", str(flags.out)]
     monkeypatch.setattr(sys, "argv", ["perplexity", *arguments])
     with pytest.raises(SystemExit) as ended:
