@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from sparse_jax.dictionaries.protocol import Batch, Params
-from sparse_jax.numerics.matmul import product, product_nt, product_tn
+from sparse_jax.numerics.matmul import product, product_nt, product_tn, transposed
 from sparse_jax.numerics.row_blocks import rows_in_block, sum_over_blocks
 
 
@@ -147,9 +147,9 @@ def gradients(params: Params, sums: Sums, centred: bool) -> Params:
     """Gradients of the parameters, of the sums of the whole batch; a penalty's own in W_dec is not among them."""
     grads = {"b_enc": sums.h}
     if "W_enc" in params:
-        grads |= {"W_enc": sums.x_h, "W_dec": sums.g_c.T}
+        grads |= {"W_enc": sums.x_h, "W_dec": transposed(sums.g_c)}
     else:
-        grads["W_dec"] = (sums.x_h + sums.g_c).T
+        grads["W_dec"] = transposed(sums.x_h + sums.g_c)
     if "b_dec" in params:
         grads["b_dec"] = sums.g - decoded(params, sums.h) if centred else sums.g
     return grads

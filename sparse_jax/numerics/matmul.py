@@ -97,5 +97,14 @@ def product_tn(a: jax.Array, b: jax.Array, out_dtype: DTypeLike) -> jax.Array:
     return product(_transposed(a, None), b, out_dtype)
 
 
+def transposed(a: jax.Array) -> jax.Array:
+    """`a.T` with rows one after another in memory.
+
+    For the transpose of a product's answer that leaves a compiled function: XLA's CPU backend gives the answer's own
+    memory back in its place, in an order by columns that the caller does not know of, and the numbers are read wrongly.
+    """
+    return _row_major(a.T)
+
+
 def _laid_out(answer, dtype):
     return _row_major(answer) if dtype == jnp.bfloat16 else answer
