@@ -10,7 +10,8 @@ from pathlib import Path
 from sparse_jax.errors import InputError
 from sparse_jax.lm import embedded
 from sparse_jax.lm.documents import Document, documents
-from sparse_jax.lm.rows import check_packing, count_of, fills_a_row
+from sparse_jax.lm.row_cuts import Packing
+from sparse_jax.lm.rows import Layout, check_packing, count_of, fills_a_row
 from sparse_jax.lm.tokenizer import Tokenizer
 
 
@@ -67,6 +68,7 @@ def split(
     text_field: str = "text",
     tokenizer: Tokenizer | None = None,
     context: int | None = None,
+    packing: Packing = "joined",
 ) -> tuple[Side, Side]:
     """Documents to train on and documents to evaluate on, which no training ever sees.
 
@@ -75,6 +77,7 @@ def split(
 
     fraction: the share of documents held out, of one source that is not embedded.
     tokenizer, context: give both to check that each side fills a row; that reads and encodes no more than it takes.
+    packing: how the rows are to be made (see `row_cuts`).
 
     Raises InputError for a source that cannot be read; if a side has no document, or not one row; and if a document of
     `eval_source` is also trained on. That is found at once, except where a source is a hub dataset: then when the
@@ -93,7 +96,7 @@ def split(
         if not any(str(given).startswith("hub:") for given in (source, eval_source)):
             for _ in itertools.chain(sides[1], sides[0]):
                 pass
-    full = [_has_enough(side, tokenizer, context) for side in sides]
+    full = [_has_enough(side, tokenizer, context, packing) for side in sides]
     if not all(full):
         raise _too_short(source, eval_source, sides, full, fraction)
     return sides
@@ -118,10 +121,10 @@ def _guarded(read: Callable[[], Iterator[Document]], seen: tuple[set, set], side
         yield document
 
 
-def _has_enough(side: Side, tokenizer: Tokenizer | None, context: int | None) -> bool:
+def _has_enough(side: Side, tokenizer: Tokenizer | None, context: int | None, packing: Packing) -> bool:
     if tokenizer is None or context is None:
         return next(iter(side), None) is not None
-    return fills_a_row(side, tokenizer, context)
+    return fills_a_row(side, tokenizer, Layout(context, packing=packing))
 
 
 def _too_short(

@@ -1,4 +1,7 @@
-"""The order of the rows: a seeded permutation for each epoch, and the rows at any place of all epochs in turn."""
+"""The order of the rows: a seeded permutation for each epoch, and the rows at any place of all epochs in turn.
+
+Of a text that is read as it goes, windows of rows follow each other in the text's order, and each is permuted by itself.
+"""
 
 import functools
 
@@ -48,3 +51,31 @@ def row_indices(n_rows: int, seed: int, start: int, count: int) -> Int64[np.ndar
     orders = [_order(int(n_rows), int(seed), epoch) for epoch in range(first, last + 1)]
     skip = start - first * n_rows
     return np.concatenate([np.zeros(0, np.int64), *orders])[skip : skip + count]
+
+
+def windowed_row_indices(
+    n_rows: int, window_rows: int, seed: int, start: int, count: int
+) -> Int64[np.ndarray, " count"]:
+    """`row_indices` of a text that is permuted within windows of `window_rows` rows only; the last may be shorter.
+
+    The places before the end of a window depend on nothing behind it: of a text whose end is not known yet, give any
+    `n_rows` that is not smaller than the windows that `start` and `count` reach.
+
+    Raises InputError as `row_indices`, and for window_rows below 1.
+    """
+    if start < 0 or count < 0 or window_rows < 1:
+        raise InputError(
+            f"start {start}, count {count}, window_rows {window_rows}: none may be negative, or windows empty"
+        )
+    _check_order(n_rows, seed, 0)
+    found, place, end = [np.zeros(0, np.int64)], start, start + count
+    while place < end:
+        epoch, inside = divmod(place, n_rows)
+        window, offset = divmod(inside, window_rows)
+        size = min(window_rows, n_rows - window * window_rows)
+        # One number for the window and the epoch: no two windows of a run are permuted alike.
+        order = _order(int(size), int(seed), (epoch << 32) + window)
+        taken = order[offset : offset + end - place]
+        found.append(window * window_rows + taken)
+        place += len(taken)
+    return np.concatenate(found)
