@@ -1,6 +1,6 @@
 """The order of the rows: a seeded permutation for each epoch, and the rows at any place of all epochs in turn.
 
-Of a text that is read as it goes, windows of rows follow each other in the text's order, and each is permuted by itself.
+Of a text that is read as it goes, windows of rows follow each other in the text's order, each permuted by itself.
 """
 
 import functools
@@ -64,9 +64,7 @@ def windowed_row_indices(
     Raises InputError as `row_indices`, and for window_rows below 1.
     """
     if start < 0 or count < 0 or window_rows < 1:
-        raise InputError(
-            f"start {start}, count {count}, window_rows {window_rows}: none may be negative, or windows empty"
-        )
+        raise InputError(f"start {start}, count {count}, window_rows {window_rows}: give at least 0, 0 and 1")
     _check_order(n_rows, seed, 0)
     found, place, end = [np.zeros(0, np.int64)], start, start + count
     while place < end:

@@ -170,7 +170,7 @@ class Layout:
             raise InputError(f"packing {self.packing!r}; give {' or '.join(get_args(Packing))}")
         if self.stride is not None and not 1 <= self.stride <= self.width:
             raise InputError(
-                f"--stride {self.stride}: give 1 to {self.width}, the tokens of text in a row; more would leave text out"
+                f"--stride {self.stride}: give 1 to {self.width}, the tokens of text in a row; more would leave some out"
             )
 
 

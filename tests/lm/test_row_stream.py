@@ -109,12 +109,10 @@ def test_a_text_that_stops_gives_its_whole_windows_first(words, whole):
 
     broken = stream(words, documents)
     assert_same(broken[np.arange(WINDOW)], whole[np.arange(WINDOW)])
+    for start in range(0, 35, WINDOW):
+        assert_same(broken[np.arange(start, start + WINDOW)], whole[np.arange(start, start + WINDOW)])
     with pytest.raises(InputError, match=r"after 35 rows of text: the connection was lost"):
-        for start in range(0, len(whole), WINDOW):
-            part = np.arange(start, start + WINDOW)
-            assert_same(broken[part], whole[part])
-            given = start + WINDOW
-    assert given == 35
+        broken[np.array([35])]
 
 
 def test_a_text_too_short_is_refused_when_it_is_opened(words):
