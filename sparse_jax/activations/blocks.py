@@ -22,7 +22,7 @@ from jax import lax
 from sparse_jax.errors import InputError
 from sparse_jax.lm.edits import Edit
 from sparse_jax.lm.model import LanguageModel, forward
-from sparse_jax.lm.order import row_indices
+from sparse_jax.lm.row_stream import RowStream
 from sparse_jax.lm.rows import Rows
 from sparse_jax.lm.sites import Site
 
@@ -84,11 +84,11 @@ def activations(lm: LanguageModel, tokens: jax.Array, site: Site, edits_for: Edi
         site: a site with a vector per token; heads are flattened.
         edits_for: the edits the model runs under, given the token ids of a chunk.
     """
-    return _at_sites(lm, tokens, (site,), edits_for)[str(site)]
+    return at_sites(lm, tokens, (site,), edits_for)[str(site)]
 
 
-def _at_sites(lm, tokens, sites, edits_for) -> dict[str, jax.Array]:
-    """`activations` at each of the sites, from one pass that stops above the highest."""
+def at_sites(lm: LanguageModel, tokens: jax.Array, sites: Sequence[Site], edits_for: EditsFor | None = None) -> dict:
+    """Site, as `str(Site)` -> `activations` there, from one pass that stops above the highest."""
 
     def run(chunk):
         edits = edits_for(chunk) if edits_for else ()
@@ -108,15 +108,67 @@ def _at_sites(lm, tokens, sites, edits_for) -> dict[str, jax.Array]:
 @partial(jax.jit, static_argnames=("sites", "edits_for"))
 def _harvest(lm, tokens, mask, key, max_norms, sites, edits_for) -> tuple[SiteBlock, dict[str, jax.Array]]:
     """The block, and for each site the first place (before the shuffle) that is not finite, or -1."""
-    flat = {site: x.reshape(-1, x.shape[-1]) for site, x in _at_sites(lm, tokens, sites, edits_for).items()}
-    order = jax.random.permutation(key, tokens.size)
-    weights, first_bad = {}, {}
-    for site, x in flat.items():
-        finite = jnp.all(jnp.isfinite(x), axis=-1)
-        first_bad[site] = jnp.where(jnp.all(finite), -1, jnp.argmin(finite))
-        weights[site] = (mask.reshape(-1) & (jnp.sum(x * x, axis=-1) <= max_norms[site] ** 2)).astype(jnp.float32)
-    shuffled, weights = jax.tree.map(lambda values: values[order], (flat, weights))
-    return SiteBlock(shuffled, weights, tokens.reshape(-1)[order], order.astype(jnp.int32)), first_bad
+    flat = {site: x.reshape(-1, x.shape[-1]) for site, x in at_sites(lm, tokens, sites, edits_for).items()}
+    first_bad = {site: first_not_finite(x) for site, x in flat.items()}
+    order = block_order(key, tokens.size)
+    shuffled, mask = jax.tree.map(lambda values: values[order], (flat, mask.reshape(-1)))
+    return SiteBlock(shuffled, weights_of(shuffled, mask, max_norms), tokens.reshape(-1)[order], order), first_bad
+
+
+def block_order(key: jax.Array, tokens: int) -> jax.Array:
+    """`[tokens]` int32: which token of a block stands at each place after the shuffle."""
+    return jax.random.permutation(key, tokens).astype(jnp.int32)
+
+
+def block_key(seed: int, index: int) -> jax.Array:
+    """What block `index` is shuffled with."""
+    return jax.random.fold_in(jax.random.key(seed), index)
+
+
+def weights_of(x: dict[str, jax.Array], mask: jax.Array, max_norms: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """`[tokens]` float32 of each site: 1 where the mask lets the token count and its norm is not too large."""
+    return {
+        site: (mask & (jnp.sum(values * values, axis=-1) <= max_norms[site] ** 2)).astype(jnp.float32)
+        for site, values in x.items()
+    }
+
+
+def first_not_finite(x: jax.Array) -> jax.Array:
+    """The first row of `x [tokens, width]` with an entry that is not finite; -1 if there is none."""
+    finite = jnp.all(jnp.isfinite(x), axis=-1)
+    return jnp.where(jnp.all(finite), -1, jnp.argmin(finite))
+
+
+def limits_of(sites: Sequence[Site], max_norms: dict[str, float]) -> dict[str, jax.Array]:
+    """The largest norm that counts at each site, infinite where none is given."""
+    return {str(site): jnp.array(max_norms.get(str(site), jnp.inf), jnp.float32) for site in sites}
+
+
+def check_finite(first_bad: dict[str, int], numbers: np.ndarray, tokens: np.ndarray, where: str = "") -> None:
+    """Raises InputError for the first activation that is not finite.
+
+    Args:
+        first_bad: site -> `first_not_finite` of the rows' tokens one after the other.
+        numbers: `[rows]` their numbers in the text.
+        tokens: `[rows, position]` their ids.
+        where: what the message adds.
+    """
+    for site, bad in first_bad.items():
+        if bad >= 0:
+            row, position = divmod(int(bad), tokens.shape[1])
+            raise InputError(
+                f"the activation at {site} is not finite ({where}row {numbers[row]} of the text, "
+                f"position {position}, token id {tokens[row, position]}): see the weights and the compute dtype"
+            )
+
+
+def check_sites(sites: Sequence[Site], max_norms: dict[str, float]) -> None:
+    """Raises InputError for no sites, one twice, or a norm for a site that is not there."""
+    names = [str(site) for site in sites]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"sites {', '.join(names) or '(none)'}: give at least one, each once")
+    if unknown := sorted(set(max_norms) - set(names)):
+        raise InputError(f"a largest norm for {', '.join(unknown)}: only {', '.join(names)} are harvested")
 
 
 @dataclass(frozen=True)
@@ -137,7 +189,7 @@ class SiteBlocks:
     """
 
     lm: LanguageModel
-    rows: Rows
+    rows: Rows | RowStream
     sites: tuple[Site, ...]
     seed: int
     block_rows: int = 256
@@ -145,19 +197,19 @@ class SiteBlocks:
     edits_for: EditsFor | None = None
 
     def __post_init__(self):
-        names = [str(site) for site in self.sites]
-        if not names or len(set(names)) < len(names):
-            raise InputError(f"sites {', '.join(names) or '(none)'}: give at least one, each once")
-        if unknown := sorted(set(self.max_norms) - set(names)):
-            raise InputError(f"a largest norm for {', '.join(unknown)}: only {', '.join(names)} are harvested")
+        check_sites(self.sites, self.max_norms)
 
     @property
     def tokens_per_block(self) -> int:
         return self.block_rows * self.rows.context
 
+    @property
+    def vocab_size(self) -> int:
+        return self.lm.config.vocab_size
+
     def row_numbers(self, index: int) -> np.ndarray:
         """Which rows of the text block `index` holds; epochs follow each other without a gap."""
-        return row_indices(len(self.rows), self.seed, index * self.block_rows, self.block_rows)
+        return self.rows.ordered(self.seed, index * self.block_rows, self.block_rows)
 
     def __getitem__(self, index: int) -> SiteBlock:
         """Block `index`.
@@ -172,18 +224,12 @@ class SiteBlocks:
             self.lm,
             jnp.array(tokens),
             jnp.array(mask),
-            jax.random.fold_in(jax.random.key(self.seed), index),
-            {str(site): jnp.array(self.max_norms.get(str(site), jnp.inf), jnp.float32) for site in self.sites},
+            block_key(self.seed, index),
+            limits_of(self.sites, self.max_norms),
             tuple(self.sites),
             self.edits_for,
         )
-        for site, bad in jax.device_get(first_bad).items():
-            if bad >= 0:
-                row, position = divmod(int(bad), self.rows.context)
-                raise InputError(
-                    f"the activation at {site} is not finite (block {index}, row {numbers[row]} of the text, "
-                    f"position {position}, token id {tokens[row, position]}): see the weights and the compute dtype"
-                )
+        check_finite(jax.device_get(first_bad), numbers, tokens, f"block {index}, ")
         return block
 
 
@@ -202,7 +248,7 @@ class Blocks:
     """
 
     lm: LanguageModel
-    rows: Rows
+    rows: Rows | RowStream
     site: Site
     seed: int
     block_rows: int = 256
@@ -217,6 +263,10 @@ class Blocks:
     @property
     def tokens_per_block(self) -> int:
         return self.block_rows * self.rows.context
+
+    @property
+    def vocab_size(self) -> int:
+        return self.lm.config.vocab_size
 
     def row_numbers(self, index: int) -> np.ndarray:
         """As `SiteBlocks.row_numbers`."""
@@ -239,7 +289,7 @@ class RememberedBlocks:
 
     def __init__(self, blocks: Blocks | SiteBlocks, width: int, limit_bytes: int = 1 << 30):
         """Args: the blocks; numbers per token, at all their sites together; how much memory may be kept."""
-        self.blocks, self.lm, self.tokens_per_block = blocks, blocks.lm, blocks.tokens_per_block
+        self.blocks, self.vocab_size, self.tokens_per_block = blocks, blocks.vocab_size, blocks.tokens_per_block
         self._room = limit_bytes // (4 * width * blocks.tokens_per_block)
         self._kept: dict[int, Block | SiteBlock] = {}
 

@@ -89,7 +89,7 @@ def collect_statistics(blocks: Blocks | RememberedBlocks, n_blocks: int) -> Stat
         InputError: no token counts (the mask drops them all), or an activation is not finite.
     """
     first = blocks[0]
-    totals = _Totals(first, blocks.lm.config.vocab_size)
+    totals = _Totals(first, blocks.vocab_size)
     for index in range(n_blocks):
         totals.add(blocks[index] if index else first)
     return totals.statistics()
@@ -106,7 +106,7 @@ def collect_site_statistics(blocks: SiteBlocks | RememberedBlocks, n_blocks: int
         block = blocks[index]
         for site in block.x:
             if index == 0:
-                totals[site] = _Totals(block.at(site), blocks.lm.config.vocab_size)
+                totals[site] = _Totals(block.at(site), blocks.vocab_size)
             totals[site].add(block.at(site))
     return {site: total.statistics() for site, total in totals.items()}
 

@@ -57,11 +57,19 @@ class RowStream:
         """As `Rows.n_tokens`; None until the end of the text has been reached."""
         return None if self.n_rows is None else self.n_rows * self.context
 
-    def ordered(self, seed: int, start: int, count: int) -> Int64[np.ndarray, " count"]:
-        """The rows at places start .. start + count - 1 of the order that a seed gives."""
-        end = start + count
+    def reach(self, end: int) -> int:
+        """`end`, or the number of rows where the text turns out to have fewer: it is read so far.
+
+        Raises:
+            InputError: the text cannot be read any further.
+        """
         while self.n_rows is None and self._at * self.window_rows < end:
             self._window(self._at)
+        return end if self.n_rows is None else min(end, self.n_rows)
+
+    def ordered(self, seed: int, start: int, count: int) -> Int64[np.ndarray, " count"]:
+        """The rows at places start .. start + count - 1 of the order that a seed gives."""
+        self.reach(start + count)
         n_rows = self._at * self.window_rows if self.n_rows is None else self.n_rows
         return windowed_row_indices(n_rows, self.window_rows, seed, start, count)
 

@@ -82,6 +82,15 @@ class Rows:
     def __len__(self) -> int:
         return self.n_rows
 
+    @property
+    def window_rows(self) -> None:
+        """The order is permuted as a whole (a `RowStream`'s within windows)."""
+        return None
+
+    def reach(self, end: int) -> int:
+        """`end`, or the number of rows where there are fewer."""
+        return min(end, self.n_rows)
+
     def ordered(self, seed: int, start: int, count: int) -> Int64[np.ndarray, " count"]:
         """The rows at places start .. start + count - 1 of the order that a seed gives: see `order.row_indices`."""
         return row_indices(self.n_rows, seed, start, count)
@@ -170,7 +179,7 @@ class Layout:
             raise InputError(f"packing {self.packing!r}; give {' or '.join(get_args(Packing))}")
         if self.stride is not None and not 1 <= self.stride <= self.width:
             raise InputError(
-                f"--stride {self.stride}: give 1 to {self.width}, the tokens of text in a row; more would leave some out"
+                f"--stride {self.stride}: give 1 to {self.width}, the tokens of text in a row; more leaves some out"
             )
 
 

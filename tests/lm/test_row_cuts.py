@@ -133,7 +133,7 @@ def test_windows_hold_the_rows_of_the_whole(words, contents, context, data, with
     ("options", "reason"),
     [
         ({"stride": 0}, "--stride 0: give 1 to 3"),
-        ({"stride": 4}, "would leave some out"),
+        ({"stride": 4}, "more leaves some out"),
         ({"stride": 3, "bos": "row"}, "give 1 to 2"),
         ({"packing": "apart"}, "joined or documents"),
     ],
