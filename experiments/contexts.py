@@ -87,6 +87,7 @@ def train_flags(run: Path) -> TrainFlags:
     saved["schedule"] = Schedule(**saved["schedule"])
     saved["resample_at"] = tuple(saved["resample_at"])
     saved["out"] = Path(saved["out"])
+    saved["store"] = None  # what it decided stands in the other flags; held-out text is run through the model
     return TrainFlags(**saved)
 
 

@@ -2,17 +2,20 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.stored import check_identity
+from experiments.text import check_text, held_out_rows, sides, text_fingerprint, training_rows
+from sparse_jax.activations import ActivationStore, Blocks, BlocksAt, SiteBlocks, StoredBlocks
 from sparse_jax.activations.blocks import CHUNK_ROWS
 from sparse_jax.errors import InputError
-from sparse_jax.lm.documents import fingerprint
-from sparse_jax.lm.holdout import split
 from sparse_jax.lm.joining import row_bos
 from sparse_jax.lm.load import load, read_config_json, resolve
 from sparse_jax.lm.model import LanguageModel, check_site, site_width
-from sparse_jax.lm.rows import Rows, pack
+from sparse_jax.lm.row_stream import RowStream
+from sparse_jax.lm.rows import Rows
 from sparse_jax.lm.sites import Site
 from sparse_jax.lm.tokenizer import Tokenizer, load_tokenizer
 from sparse_jax.lm.weights import weight_files
@@ -29,14 +32,15 @@ class Data:
         lm: the language model, in the experiment's compute dtype.
         tokenizer: its tokenizer.
         site: the checked site.
-        train, evaluation: packed rows; no document is in both.
+        train, evaluation: packed rows; no document is in both. With a store, its rows are those to train on.
         flags: the experiment's flags.
+        outlier_ratio: a token whose norm exceeds this many times the median is an outlier.
     """
 
     lm: LanguageModel
     tokenizer: Tokenizer
     site: Site
-    train: Rows
+    train: Rows | RowStream | ActivationStore
     evaluation: Rows
     flags: Any
     outlier_ratio: float = OUTLIER_RATIO
@@ -61,9 +65,11 @@ class Data:
             "site": str(self.site),
             "width": self.width,
             "text": flags.text,
-            "text_fingerprint": fingerprint(flags.text),
+            "text_fingerprint": text_fingerprint(flags),
             "eval_text": flags.eval_text,
             "context": flags.context,
+            "stride": flags.stride,
+            "packing": flags.packing,
             "bos": flags.bos,
             "skip_positions": flags.skip_positions,
             "train_tokens_available": self.train.n_tokens,
@@ -71,24 +77,69 @@ class Data:
         }
 
 
+def site_blocks(sites: Sequence[Data], seed: int, max_norms: dict[str, float]) -> SiteBlocks | StoredBlocks:
+    """Training activations of several sites: from the store where there is one, else from the model.
+
+    Args:
+        sites: of one model and text.
+        seed: decides their order.
+        max_norms: site -> norm above which tokens do not count there.
+    """
+    data = sites[0]
+    names, rows = tuple(each.site for each in sites), data.flags.block_rows
+    if isinstance(data.train, ActivationStore):
+        return StoredBlocks(data.train, names, seed, rows, max_norms)
+    return SiteBlocks(data.lm, data.train, names, seed, rows, max_norms)
+
+
+def blocks_at(data: Data, seed: int, max_norm: float = float("inf")) -> Blocks | BlocksAt:
+    """Training activations of one site, as `site_blocks`."""
+    if isinstance(data.train, ActivationStore):
+        return BlocksAt(site_blocks([data], seed, {str(data.site): max_norm}), data.site)
+    return Blocks(data.lm, data.train, data.site, seed, data.flags.block_rows, max_norm)
+
+
+def passes(tokens: int, rows: Rows | RowStream | ActivationStore) -> float | None:
+    """How often so many tokens go through the text; None where its end has not been reached."""
+    return None if rows.n_tokens is None else tokens / rows.n_tokens
+
+
+def statistics_tokens(flags: Any, rows: Rows | RowStream | ActivationStore) -> int:
+    """Tokens that the normaliser and the floors are fitted from."""
+    wanted = min(flags.statistics_tokens, flags.tokens)
+    return wanted if rows.n_tokens is None else min(wanted, rows.n_tokens)
+
+
 def summary(sites: list[Data]) -> str:
     """What is about to be done with one model and text at one or several sites, in a few lines."""
     data = sites[0]
     flags, train, held, config = data.flags, data.train, data.evaluation, data.lm.config
-    epochs = flags.tokens / train.n_tokens
-    passes = f"{epochs:.2f} of the text" if epochs <= 1 else f"{epochs:.2f} epochs: more than the text holds"
+    epochs = passes(flags.tokens, train)
+    if epochs is None:
+        there = "read as it goes"
+        seen = f"{flags.tokens:,} tokens will be seen"
+    else:
+        there = f"{train.n_tokens:,} tokens of {len(train.documents)} documents to train on"
+        share = f"{epochs:.2f} of the text" if epochs <= 1 else f"{epochs:.2f} epochs: more than the text holds"
+        seen = f"{flags.tokens:,} will be seen ({share})"
+    store = f"activations from {train.folder}: {stored(train)}\n" if isinstance(train, ActivationStore) else ""
     return (
         f"model {flags.model}: {config.n_layers} layers, d_model {config.d_model}; "
-        f"{', '.join(f'site {each.site} of width {each.width}' for each in sites)}\n"
-        f"text {flags.text}: {train.n_tokens:,} tokens of {len(train.documents)} documents to train on; "
-        f"{flags.tokens:,} will be seen ({passes})\n"
+        f"{', '.join(f'site {each.site} of width {each.width}' for each in sites)}\n{store}"
+        f"text {flags.text}: {there}; {seen}\n"
         f"held out: {held.n_tokens:,} tokens of {len(held.documents)} documents, "
         f"{min(flags.eval_tokens, held.n_tokens):,} of them for evaluation"
     )
 
 
+def stored(store: ActivationStore) -> str:
+    """What a store holds, in a few words."""
+    return ", ".join(f"{entry.name} in {entry.dtype}" for entry in store.manifest.entries)
+
+
 def check_numbers(flags: Any) -> None:
     """Raises InputError for numbers that no run can use, before anything is loaded."""
+    check_text(flags)
     check_positive(flags, "tokens", "eval_tokens", "batch", "block_rows", "statistics_tokens", "dead_window",
                    "log_every", "checkpoint_every")  # fmt: skip
     if flags.seed < 0:
@@ -138,8 +189,10 @@ def check_fits(lm: LanguageModel, tokenizer: Tokenizer, flags: Any) -> None:
         )
 
 
-def load_data(flags: Any, *sites: str) -> list[Data]:
+def load_data(flags: Any, *sites: str, store: ActivationStore | None = None) -> list[Data]:
     """Load the model, check the sites, read and pack the text: one Data for each site, of the same model and text.
+
+    With a store, its rows are those to train on, and only the held-out text is read.
 
     Raises:
         InputError: whatever of these cannot be used, cheap checks first.
@@ -149,20 +202,14 @@ def load_data(flags: Any, *sites: str) -> list[Data]:
     checked = [check_site(lm.config, site) for site in sites]
     for site in checked:
         site_width(lm.config, site)
+        if store is not None:
+            store.entry(str(site))
     check_fits(lm, tokenizer, flags)
-    sides = split(
-        flags.text, flags.eval_text, fraction=flags.holdout, text_field=flags.text_field,
-        tokenizer=tokenizer, context=flags.context,
-    )  # fmt: skip
-    packing = {"skip_positions": flags.skip_positions, "bos": flags.bos}
-    # A hub dataset is read no further than the run needs; files are read whole, so that the order mixes all of them.
-    limits = [
-        max(wanted, flags.context) if str(source).startswith("hub:") else None
-        for source, wanted in ((flags.text, flags.tokens), (flags.eval_text or flags.text, flags.eval_tokens))
-    ]
-    train, evaluation = (
-        pack(side, tokenizer, flags.context, limit=limit, **packing) for side, limit in zip(sides, limits)
-    )
+    if store is not None:
+        check_identity(store, flags, weights_sha256(flags.model, flags.revision), tokenizer)
+    to_train, to_evaluate = sides(flags, tokenizer)
+    train = training_rows(flags, to_train, tokenizer) if store is None else store
+    evaluation = held_out_rows(flags, to_evaluate, tokenizer, flags.eval_tokens)
     return [Data(lm, tokenizer, site, train, evaluation, flags) for site in checked]
 
 

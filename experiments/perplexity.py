@@ -46,6 +46,10 @@ class Flags:
     """Field that holds the text in .jsonl files and hub datasets."""
     split: str = "train"
     """Split of a hub dataset."""
+    store: Path | None = None
+    """Take --model, --text, --context and --bos from this store of `experiments.harvest`."""
+    unfinished_store: bool = False
+    """Take them from a store whose harvest has not ended, too."""
     tokens: int | None = None
     """Tokens in all rows together, at most, from the start of the text; by default all. A hub dataset needs it."""
     context: int | None = None

@@ -13,8 +13,9 @@ from experiments import run_folder
 from experiments.data import check_fits, resolve_bos, weights_sha256
 from experiments.perplexity import Flags
 from experiments.replacement import Replacement, load_replacement, read_provenance
+from experiments.stored import with_store
 from sparse_jax.errors import InputError
-from sparse_jax.lm import LanguageModel, load, load_tokenizer, resolve
+from sparse_jax.lm import LanguageModel, load, load_tokenizer, resolve, truthfulqa
 from sparse_jax.lm.documents import documents, fingerprint
 from sparse_jax.lm.embedded import TRAINED_CONTEXT
 from sparse_jax.lm.rows import RowBatch, Rows, pack
@@ -49,6 +50,7 @@ class Measured:
 def run(flags: Flags) -> int:
     """Run the experiment; returns the exit code."""
     started = time.perf_counter()
+    flags = of_store(flags)
     check_numbers(flags)
     run_folder.prepare(flags.out, overwrite=flags.overwrite)
     provenance = None if flags.dictionary is None else read_provenance(flags.dictionary)
@@ -86,6 +88,15 @@ def run(flags: Flags) -> int:
     print_table(final)
     print(f"figures: {flags.out / 'metrics.json'}")
     return 0
+
+
+def of_store(flags: Flags) -> Flags:
+    """The flags with the store's model and text, where one is given; the mask of its rows is not taken over."""
+    skip_positions = flags.skip_positions
+    flags, store = with_store(flags)
+    if store is not None and flags.text == truthfulqa.NAME:
+        raise InputError(f"the store in {flags.store} is of prompts ({flags.text}), which are no text to predict")
+    return dataclasses.replace(flags, skip_positions=skip_positions)
 
 
 def check_numbers(flags: Flags) -> None:

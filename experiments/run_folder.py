@@ -96,10 +96,8 @@ def jsonable(flags: Any) -> dict:
         value = getattr(flags, field.name)
         if kind := getattr(value, "kind", None):
             plain[field.name] = {"kind": kind, **plain[field.name]}
-        elif isinstance(value, Path):
-            plain[field.name] = str(value)
-    # Through JSON, so that flags are equal to what is read again: it turns tuples into lists.
-    return json.loads(json.dumps(plain))
+    # Through JSON, so that flags are equal to what is read again: it turns tuples into lists, and paths here into text.
+    return json.loads(json.dumps(plain, default=str))
 
 
 def environment() -> dict:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.train_sae_report import HEADINGS, NAMES, held_out
+from experiments.train_sae_report import HEADINGS, NAMES, epochs_of, held_out
 from sparse_jax.features import Curve, Report, Table, curve_chart, write
 from sparse_jax.metrics import fronts
 
@@ -146,7 +146,7 @@ def facts(final: dict) -> tuple[tuple[str, str], ...]:
         ("model", final["model"] + (f" @ {final['revision']}" if final["revision"] else "")),
         ("text", final["text"]),
         ("held out", held_out(tuple(final["held_out"]))),
-        ("tokens trained", f"{final['tokens_trained']:,} ({final['epochs']:.2f} epochs), the same for all"),
+        ("tokens trained", f"{final['tokens_trained']:,} ({epochs_of(final)}), the same for all"),
         ("tokens evaluated", f"{final['tokens_evaluated']:,}"),
         ("seeds", ", ".join(map(str, final["seeds"]))),
     ]

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from experiments import command, run_folder
-from experiments.data import Data, load_data, resolve_bos, summary
+from experiments.data import Data, load_data, passes, resolve_bos, site_blocks, statistics_tokens, summary
 from experiments.measuring import measure_members
+from experiments.stored import with_store
 from experiments.sweep import Flags
 from experiments.sweep_members import Choice, check_k, choices, knob, measured_steps
 from experiments.sweep_report import print_table, usable, write_report
@@ -27,7 +28,6 @@ from sparse_jax.activations import (
     Normaliser,
     RememberedBlocks,
     SiteBlock,
-    SiteBlocks,
     Statistics,
     collect_site_statistics,
     fit_normaliser,
@@ -69,6 +69,7 @@ def run(flags: Flags) -> int:
         keep_freed_memory()
     if flags.compute_dtype == "auto":  # config.json says what it came to: a resumed run must not choose anew
         flags = dataclasses.replace(flags, compute_dtype=fast_dtype())
+    flags, store = with_store(flags)
     wanted = choices(flags)
     Resampling(flags.resample_at)  # what cannot be is told before anything is loaded or removed
     check_bias_start(flags.dictionary, flags.decoder_bias_start)
@@ -76,7 +77,7 @@ def run(flags: Flags) -> int:
     flags = resolve_bos(flags)
     if earlier is not None:
         run_folder.check_same(earlier["flags"], run_folder.jsonable(flags), flags.out)
-    sites = dict(zip(flags.sites, load_data(flags, *flags.sites)))
+    sites = dict(zip(flags.sites, load_data(flags, *flags.sites, store=store)))
     members = sized(flags, wanted, sites)
     if flags.overwrite:
         run_folder.clear(flags.out)
@@ -162,21 +163,21 @@ def _counted(count: int, one: str, many: str) -> str:
 def measure_activations(flags: Flags, by_site: dict[str, Data]) -> tuple[dict[str, Statistics], RememberedBlocks]:
     """Statistics of each site over the first training blocks (kept in the run folder), and the blocks of all sites."""
     data = next(iter(by_site.values()))
-    every = SiteBlocks(data.lm, data.train, tuple(each.site for each in by_site.values()), flags.seed, flags.block_rows)
-    width = sum(each.width for each in by_site.values())
-    blocks = RememberedBlocks(every, width)  # training starts with the blocks that the statistics are made of
+    sites, width = list(by_site.values()), sum(each.width for each in by_site.values())
+    # Training starts with the blocks that the statistics are made of.
+    blocks = RememberedBlocks(site_blocks(sites, flags.seed, {}), width)
     paths = {site: flags.out / "dictionaries" / site / "statistics.npz" for site in by_site}
     if flags.resume and all(path.exists() for path in paths.values()):
         statistics = {site: Statistics.load(path) for site, path in paths.items()}
     else:
-        wanted = min(flags.statistics_tokens, flags.tokens, data.train.n_tokens)
+        wanted = statistics_tokens(flags, data.train)
         statistics = collect_site_statistics(blocks, max(1, wanted // blocks.tokens_per_block))
         for site, path in paths.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             statistics[site].save(path)
     if flags.drop_outliers:
         limits = {site: data.outlier_ratio * each.median_norm for site, each in statistics.items()}
-        blocks = RememberedBlocks(dataclasses.replace(every, max_norms=limits), width)
+        blocks = RememberedBlocks(site_blocks(sites, flags.seed, limits), width)
     return statistics, blocks
 
 
@@ -360,7 +361,7 @@ def finish(
         "knob": "target L0" if flags.target_l0s else knob(flags.dictionary),
         "seeds": flags.seeds,
         "tokens_trained": max(seen.values()),
-        "epochs": flags.tokens / data.train.n_tokens,
+        "epochs": passes(flags.tokens, data.train),
         "tokens_evaluated": members[0]["tokens_evaluated"],
         "normalise": flags.normalise,
         "mean_over_std": {site: each.mean_over_std for site, each in statistics.items()},

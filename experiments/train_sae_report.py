@@ -104,7 +104,7 @@ def facts(final: dict, data: Data) -> tuple[tuple[str, str], ...]:
         ("text", f"{data.flags.text}; {len(data.train.documents)} documents to train on"),
         ("held out", held_out(data.evaluation.documents)),
         ("normaliser", f"{data.flags.normalise}; raw ||mean|| / ||std|| {final['mean_over_std']:.3f}"),
-        ("tokens trained", f"{final['tokens_trained']:,} ({final['epochs']:.2f} epochs)"),
+        ("tokens trained", f"{final['tokens_trained']:,} ({epochs_of(final)})"),
         ("tokens evaluated", f"{final['tokens_evaluated']:,}"),
         ("clean CE", f"{final['ce_clean']:.4f} nats (perplexity {final['perplexity_clean']:.2f})"),
         ("spliced", f"perplexity {final['perplexity_spliced']:.2f} ({final['perplexity_increase']:+.2f})"),
@@ -115,6 +115,11 @@ def facts(final: dict, data: Data) -> tuple[tuple[str, str], ...]:
         ("masked tokens", f"{mask['dropped']:,} with {100 * mask['dropped_share_of_variance']:.2f} % of the variance"),
         ("outliers", f"{mask['outliers']:,} with norm over {mask['outlier_norm']:.3g}; {mask['outliers_kept']:,} kept"),
     )
+
+
+def epochs_of(final: dict) -> str:
+    """How often training went through the text."""
+    return "of a text read as it goes" if final["epochs"] is None else f"{final['epochs']:.2f} epochs"
 
 
 def held_out(names: tuple[str, ...], most: int = 3) -> str:

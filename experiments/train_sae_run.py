@@ -5,8 +5,19 @@ import time
 from collections.abc import Callable
 
 from experiments import command, run_folder
-from experiments.data import Data, check_numbers, check_positive, load_data, resolve_bos, summary
+from experiments.data import (
+    Data,
+    blocks_at,
+    check_numbers,
+    check_positive,
+    load_data,
+    passes,
+    resolve_bos,
+    statistics_tokens,
+    summary,
+)
 from experiments.measuring import measure
+from experiments.stored import with_store
 from experiments.train_sae import Flags
 from experiments.train_sae_report import print_table, write_report
 from experiments.training_flags import TrainingFlags
@@ -18,7 +29,7 @@ from experiments.training_run import (
     warn_of_missed_l0,
     with_started_bias,
 )
-from sparse_jax.activations import Block, Blocks, RememberedBlocks, Statistics, collect_statistics, fit_normaliser
+from sparse_jax.activations import Block, RememberedBlocks, Statistics, collect_statistics, fit_normaliser
 from sparse_jax.dictionaries import Dictionary, Normalised, save, to_json
 from sparse_jax.errors import InputError
 from sparse_jax.metrics import Evaluation
@@ -53,6 +64,7 @@ def run(flags: Flags) -> int:
         keep_freed_memory()
     if flags.compute_dtype == "auto":  # config.json says what it came to: a resumed run must not choose anew
         flags = dataclasses.replace(flags, compute_dtype=fast_dtype())
+    flags, store = with_store(flags)
     check_numbers(flags)
     check_positive(flags, "learning_rate")
     if flags.report_features < 0 or (flags.order_seed or 0) < 0:
@@ -64,7 +76,7 @@ def run(flags: Flags) -> int:
     flags = resolve_bos(flags)
     if earlier is not None:
         run_folder.check_same(earlier["flags"], run_folder.jsonable(flags), flags.out)
-    (data,) = load_data(flags, flags.site)
+    (data,) = load_data(flags, flags.site, store=store)
     if flags.overwrite:
         run_folder.clear(flags.out)
     dictionary = flags.dictionary.sized(data.width, compute_dtype=flags.compute_dtype)
@@ -117,18 +129,18 @@ def write_config(flags: Flags, data: Data, dictionary: Dictionary, pace: Pace) -
 def measure_activations(flags: Flags, data: Data) -> tuple[Statistics, RememberedBlocks]:
     """Statistics of the first training blocks (kept in the run folder), and the blocks with the mask they decide."""
     order = flags.seed if flags.order_seed is None else flags.order_seed
-    every = Blocks(data.lm, data.train, data.site, order, flags.block_rows)
-    blocks = RememberedBlocks(every, data.width)  # training starts with the blocks that the statistics are made of
+    # Training starts with the blocks that the statistics are made of.
+    blocks = RememberedBlocks(blocks_at(data, order), data.width)
     path = flags.out / "statistics.npz"
     if flags.resume and path.exists():
         statistics = Statistics.load(path)
     else:
-        wanted = min(flags.statistics_tokens, flags.tokens, data.train.n_tokens)
+        wanted = statistics_tokens(flags, data.train)
         statistics = collect_statistics(blocks, max(1, wanted // blocks.tokens_per_block))
         statistics.save(path)
     if flags.drop_outliers:
-        every = dataclasses.replace(every, max_norm=data.outlier_ratio * statistics.median_norm)
-        blocks = RememberedBlocks(every, data.width)
+        limit = data.outlier_ratio * statistics.median_norm
+        blocks = RememberedBlocks(blocks_at(data, order, limit), data.width)
     return statistics, blocks
 
 
@@ -206,8 +218,8 @@ def final_figures(
         "dictionary": dictionary.kind,
         "n_features": dictionary.n_features,
         "tokens_trained": tokens_trained,
-        "distinct_tokens_trained": min(tokens_trained, data.train.n_tokens),
-        "epochs": flags.tokens / data.train.n_tokens,
+        "distinct_tokens_trained": min(tokens_trained, data.train.n_tokens or tokens_trained),
+        "epochs": passes(flags.tokens, data.train),
         **evaluation.figures,
         "floors_k": floors_k,
         "floors": floors,

@@ -3,6 +3,7 @@
 `run` is the loop of a single dictionary and of an ensemble alike; `run_ensemble` calls it with all groups as one state.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import jax
 from jax import lax
 
+from sparse_jax.activations.ahead import Ahead, worth_it
 from sparse_jax.activations.blocks import Block, Blocks, RememberedBlocks, SiteBlock, SiteBlocks
 from sparse_jax.errors import InputError
 from sparse_jax.training.checkpoints import Checkpoints
@@ -78,22 +80,25 @@ def run(
     per_block = blocks.tokens_per_block // pace.batch
     start = steps_taken(state)
     block = metrics = None
-    for number in range(start, pace.total):
-        if should_stop():
-            break
-        index, offset = divmod(number, per_block)
-        if block is None or offset == 0:
-            block = blocks[index]
-        x, weight = _slice((block.x, block.weight), offset * pace.batch, pace.batch)
-        state, metrics = step(state, x, weight)
-        progress(pace.batch)
-        done = number + 1
-        state = after_step(state, block, done)
-        if done % pace.log_every == 0 or done == pace.total or number == start:
-            _log(log, rows(state, metrics), done)
-        if checkpoints and done % pace.checkpoint_every == 0 and done < pace.total:
-            _check_losses(rows(state, metrics), done)
-            checkpoints.save(state)
+    with contextlib.ExitStack() as stack:
+        if worth_it(blocks):
+            blocks = stack.enter_context(Ahead(blocks, (pace.total - 1) // per_block))
+        for number in range(start, pace.total):
+            if should_stop():
+                break
+            index, offset = divmod(number, per_block)
+            if block is None or offset == 0:
+                block = blocks[index]
+            x, weight = _slice((block.x, block.weight), offset * pace.batch, pace.batch)
+            state, metrics = step(state, x, weight)
+            progress(pace.batch)
+            done = number + 1
+            state = after_step(state, block, done)
+            if done % pace.log_every == 0 or done == pace.total or number == start:
+                _log(log, rows(state, metrics), done)
+            if checkpoints and done % pace.checkpoint_every == 0 and done < pace.total:
+                _check_losses(rows(state, metrics), done)
+                checkpoints.save(state)
     if checkpoints:
         if metrics is not None:  # a step was taken: logs may be further apart than checkpoints
             _check_losses(rows(state, metrics), steps_taken(state))
