@@ -86,7 +86,8 @@ def _gelu_tanh(x):
 
 
 def _gelu_exact(x):
-    return jax.nn.gelu(x, approximate=False)
+    # As PyTorch has it. JAX's own is by erfc, which costs twice as much and differs only where gelu is next to 0.
+    return 0.5 * x * (1 + lax.erf(x * np.asarray(np.sqrt(0.5), x.dtype)))
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
