@@ -6,7 +6,7 @@ PEERS ?= .venv-peers
 # Compiled programs are kept between runs and clones: the second run of anything starts faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/sparse_jax/jax
 
-.PHONY: demo test test-fast test-long test-peers bench-peers bench-quality lint bench-env clean
+.PHONY: demo test test-fast test-long test-peers bench-peers bench-quality bench-extraction lint bench-env clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +56,11 @@ bench-peers: $(PEERS)/.ready
 bench-quality: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 bench-quality: $(PEERS)/.ready
 	$(PEERS)/bin/python -W ignore -m benchmarks.quality
+
+# Activations at one layer against transformers cut off there and TransformerLens: ten minutes or so.
+bench-extraction: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
+bench-extraction: $(PEERS)/.ready
+	$(PEERS)/bin/python -W ignore -m benchmarks.extraction
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

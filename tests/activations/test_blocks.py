@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sparse_jax.activations import Blocks, activations
+from sparse_jax.activations.blocks import rows_in_chunk
 from sparse_jax.errors import InputError
 from sparse_jax.lm import Edit, Site, add, forward, put
 
@@ -205,3 +206,18 @@ def test_blocks_run_under_their_edits(lm, rows):
     tokens = jnp.array(rows[cut.row_numbers(0)].tokens)
     expected = activations(lm, tokens, SITE, by_token).reshape(-1, 16)
     np.testing.assert_allclose(cut[0].x, expected[cut[0].place], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "context", "chunk"), [(16, 256, 8), (16, 1024, 2), (8, 4096, 1), (3, 256, 3), (6, 512, 6)]
+)
+def test_long_rows_go_through_the_model_fewer_at_a_time(rows, context, chunk):
+    assert rows_in_chunk(rows, context) == chunk
+
+
+def test_the_values_do_not_depend_on_how_many_rows_go_through_at_once(lm, rows, monkeypatch):
+    tokens = jnp.array(rows[np.arange(16)].tokens)
+    due = activations(lm, tokens, SITE)
+    monkeypatch.setattr("sparse_jax.activations.blocks.CHUNK_TOKENS", 2 * 12)
+    jax.clear_caches()
+    np.testing.assert_allclose(activations(lm, tokens, SITE), due, rtol=0, atol=1e-5)
