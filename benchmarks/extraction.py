@@ -1,6 +1,6 @@
 """Extracting activations at one layer: ours against transformers cut off at that layer, and TransformerLens.
 
-    make bench-extraction                              both shapes, contexts 128, 256 and 1,024, float32 and bfloat16
+    make bench-extraction                              both shapes, contexts 128, 256 and 1,024
     python -m benchmarks.extraction --shapes pythia-70m --contexts 256 --dtypes float32
 
 Models have random weights in the shapes of Pythia-70m and GPT-2 small. All contenders get the same tokens and the same
@@ -19,7 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +40,7 @@ from sparse_jax.lm.attention import causal_attention
 from sparse_jax.lm.rows import Rows
 from sparse_jax.lm.tap import Tap
 from sparse_jax.numerics.allocator import keep_freed_memory
+from sparse_jax.numerics.precision import fast_dtype
 
 SHAPES = ("pythia-70m", "gpt2-small")
 
@@ -52,8 +53,8 @@ class Flags:
     """Shapes of models."""
     contexts: tuple[int, ...] = (128, 256, 1024)
     """Tokens in a row."""
-    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
-    """Compute dtypes."""
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ()
+    """Compute dtypes; by default float32, and bfloat16 where the machine has units for it (elsewhere all are slow)."""
     tokens: int = 16384
     """Tokens in a call."""
     repeats: int = 5
@@ -279,6 +280,8 @@ def main(flags: Flags) -> None:
         if flags.tokens % (context * CHUNK_ROWS):
             raise InputError(f"--tokens {flags.tokens}: give a multiple of {CHUNK_ROWS} rows of {context}")
     keep_freed_memory()
+    if not flags.dtypes:
+        flags = replace(flags, dtypes=tuple(dict.fromkeys(("float32", fast_dtype()))))
     for name in flags.shapes:
         shape = make_shape(name, tuple(dict.fromkeys(("float32", *flags.dtypes))))
         for context in flags.contexts:
