@@ -16,7 +16,7 @@ from experiments.measuring import TOKENS_FOR_GAIN, eval_batches, eval_rows
 from sparse_jax.activations import Blocks, collect_statistics
 from sparse_jax.lm import check_site, load, load_tokenizer, resolve
 from sparse_jax.lm.holdout import split
-from sparse_jax.lm.rows import pack
+from sparse_jax.lm.packing import pack
 from sparse_jax.metrics import Setting, evaluate
 from sparse_jax.numerics.allocator import keep_freed_memory
 from sparse_jax.training import fit_floors

@@ -18,7 +18,7 @@ from sparse_jax.lm import LanguageModel, Site, check_site, load, load_tokenizer,
 from sparse_jax.lm.holdout import split
 from sparse_jax.lm.losses import cross_entropy
 from sparse_jax.lm.order import row_indices
-from sparse_jax.lm.rows import pack
+from sparse_jax.lm.packing import pack
 from sparse_jax.metrics.reconstruction import fvu, reconstruction_sums
 from sparse_jax.metrics.sparsity import density_shares, l0, sparsity_sums
 from sparse_jax.metrics.splice import resume_with

@@ -22,7 +22,7 @@ from sparse_jax.errors import InputError
 from sparse_jax.lm import check_site, load, load_tokenizer, resolve
 from sparse_jax.lm.documents import fingerprint
 from sparse_jax.lm.holdout import split
-from sparse_jax.lm.rows import pack
+from sparse_jax.lm.packing import pack
 
 CONTEXT = 256
 # Blocks of 65,536 tokens behind those of the stream, for validation.

@@ -18,7 +18,8 @@ from sparse_jax.errors import InputError
 from sparse_jax.lm import LanguageModel, load, load_tokenizer, resolve, truthfulqa
 from sparse_jax.lm.documents import documents, fingerprint
 from sparse_jax.lm.embedded import TRAINED_CONTEXT
-from sparse_jax.lm.rows import RowBatch, Rows, pack
+from sparse_jax.lm.packing import pack
+from sparse_jax.lm.rows import RowBatch, Rows
 from sparse_jax.lm.tokenizer import Tokenizer
 from sparse_jax.metrics.reconstruction import fvu
 from sparse_jax.metrics.sparsity import l0

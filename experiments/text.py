@@ -8,8 +8,9 @@ from sparse_jax.errors import InputError
 from sparse_jax.lm import truthfulqa
 from sparse_jax.lm.documents import Document, fingerprint
 from sparse_jax.lm.holdout import split
+from sparse_jax.lm.packing import Layout, pack, row_windows
 from sparse_jax.lm.row_stream import WINDOW_ROWS, RowStream
-from sparse_jax.lm.rows import Layout, Rows, pack, row_windows
+from sparse_jax.lm.rows import Rows
 from sparse_jax.lm.tokenizer import Tokenizer
 
 

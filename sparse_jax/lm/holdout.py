@@ -10,8 +10,8 @@ from pathlib import Path
 from sparse_jax.errors import InputError
 from sparse_jax.lm import embedded
 from sparse_jax.lm.documents import Document, documents
+from sparse_jax.lm.packing import Layout, check_packing, count_of, fills_a_row
 from sparse_jax.lm.row_cuts import Packing
-from sparse_jax.lm.rows import Layout, check_packing, count_of, fills_a_row
 from sparse_jax.lm.tokenizer import Tokenizer
 
 

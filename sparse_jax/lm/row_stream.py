@@ -33,7 +33,7 @@ class RowStream:
     """
 
     def __init__(self, windows: Callable[[], Iterator[Rows]], window_rows: int = WINDOW_ROWS):
-        """Args: what begins to read the text, see `rows.row_windows`; the rows in its windows. The first is read now.
+        """Args: what begins to read the text (`packing.row_windows`); the rows in its windows. The first is read now.
 
         Raises:
             InputError: the text cannot be read or is shorter than one row.

@@ -22,7 +22,7 @@ from sparse_jax.errors import InputError
 from sparse_jax.lm import forward, load, load_tokenizer
 from sparse_jax.lm.documents import documents
 from sparse_jax.lm.embedded import MODELS
-from sparse_jax.lm.rows import pack
+from sparse_jax.lm.packing import pack
 from tests.experiments.conftest import write_model
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import pytest
 from sparse_jax.lm import cross_entropy, forward, load
 from sparse_jax.lm.documents import documents
 from sparse_jax.lm.embedded import MODELS
-from sparse_jax.lm.rows import pack
+from sparse_jax.lm.packing import pack
 from sparse_jax.lm.tokenizer import load_tokenizer
 
 # Of 8, 32 or 64 rows, with `lax.map` or without, and with any allocator setting: the same CPU time within 5 %.

@@ -11,7 +11,7 @@ import pytest
 from sparse_jax.lm import Edit, add, forward, load
 from sparse_jax.lm.documents import documents
 from sparse_jax.lm.embedded import MODELS as EMBEDDED
-from sparse_jax.lm.rows import pack
+from sparse_jax.lm.packing import pack
 from sparse_jax.lm.tokenizer import load_tokenizer
 from tests.lm.reference.models import (
     FAMILIES,

@@ -9,7 +9,7 @@ from sparse_jax.errors import InputError
 from sparse_jax.lm import embedded
 from sparse_jax.lm.documents import Document, documents
 from sparse_jax.lm.holdout import hold_out, is_held_out, split
-from sparse_jax.lm.rows import pack
+from sparse_jax.lm.packing import pack
 from sparse_jax.lm.tokenizer import Tokenizer, load_tokenizer
 from tests.lm.letters import LETTERS, letter_tokenizer, texts
 

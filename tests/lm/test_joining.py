@@ -10,7 +10,7 @@ from sparse_jax.errors import InputError
 from sparse_jax.lm import families  # noqa: F401  registers the families
 from sparse_jax.lm.family import FAMILIES
 from sparse_jax.lm.joining import RULES, joining_of, row_bos
-from sparse_jax.lm.rows import pack
+from sparse_jax.lm.packing import pack
 from sparse_jax.lm.tokenizer import Tokenizer, load_tokenizer
 from tests.lm import tiny_tokenizers
 from tests.lm.letters import texts

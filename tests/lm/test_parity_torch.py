@@ -13,8 +13,8 @@ from sparse_jax.lm import forward, load
 from sparse_jax.lm.documents import documents
 from sparse_jax.lm.embedded import MODELS as EMBEDDED
 from sparse_jax.lm.layers import ACTIVATIONS
+from sparse_jax.lm.packing import pack
 from sparse_jax.lm.rotary import Rotary, rotary_angles
-from sparse_jax.lm.rows import pack
 from sparse_jax.lm.tokenizer import load_tokenizer
 from tests.lm.reference.models import MODELS, errors_at, random_tensors, random_tokens, sites, write_model
 

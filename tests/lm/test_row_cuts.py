@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparse_jax.errors import InputError
-from sparse_jax.lm.rows import Layout, pack, row_windows
+from sparse_jax.lm.packing import Layout, pack, row_windows
 from sparse_jax.lm.tokenizer import Tokenizer
 from tests.lm.letters import BOS, LETTERS, PAD, SEPARATOR, letter_tokenizer, texts
 

@@ -8,8 +8,8 @@ import pytest
 
 from sparse_jax.errors import InputError
 from sparse_jax.lm.order import row_indices, windowed_row_indices
+from sparse_jax.lm.packing import Layout, pack, row_windows
 from sparse_jax.lm.row_stream import RowStream
-from sparse_jax.lm.rows import Layout, pack, row_windows
 from tests.lm.letters import LETTERS, letter_tokenizer, texts
 
 LAYOUT = Layout(6)

@@ -10,7 +10,7 @@ from tokenizers import models, pre_tokenizers
 from sparse_jax.errors import InputError
 from sparse_jax.lm import embedded
 from sparse_jax.lm.documents import documents
-from sparse_jax.lm.rows import pack
+from sparse_jax.lm.packing import pack
 from sparse_jax.lm.tokenizer import Tokenizer, load_tokenizer
 from tests.lm.letters import BOS, LETTERS, PAD, SEPARATOR, letter_tokenizer, texts
 
@@ -166,7 +166,7 @@ def test_limit_reads_no_further_than_needed_with_bytes_above_one_a_sign(neox):
 def test_long_text_is_encoded_in_groups_with_the_same_result(words, monkeypatch):
     contents = [" ".join(LETTERS[: 1 + i % 20]) for i in range(200)]
     whole = pack(texts(*contents), words, 16)
-    monkeypatch.setattr("sparse_jax.lm.rows._GROUP_BYTES", 50)
+    monkeypatch.setattr("sparse_jax.lm.packing._GROUP_BYTES", 50)
     groups = pack(texts(*contents), words, 16)
     assert np.array_equal(whole.stream, groups.stream)
     assert np.array_equal(whole.document_starts, groups.document_starts)

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from sparse_jax.lm import embedded
-from sparse_jax.lm.rows import pack
+from sparse_jax.lm.packing import pack
 from sparse_jax.lm.tokenizer import load_tokenizer
 from sparse_jax.lm.truthfulqa import SHOTS, is_held_out, prompts, questions
 

@@ -13,7 +13,7 @@ from sparse_jax.activations import Normaliser
 from sparse_jax.dictionaries import L1, Neurons, Normalised
 from sparse_jax.lm import Edit, Site, forward, load, resolve
 from sparse_jax.lm.holdout import split
-from sparse_jax.lm.rows import pack
+from sparse_jax.lm.packing import pack
 from sparse_jax.lm.tokenizer import load_tokenizer
 from sparse_jax.metrics import EvalBatch, Setting, evaluate
 from sparse_jax.training import reconstructor
