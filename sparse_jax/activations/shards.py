@@ -14,6 +14,7 @@ import socket
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -50,7 +51,7 @@ def write_shard(folder: Path, first_row: int, arrays: dict[str, np.ndarray], fac
         for name, values in arrays.items():
             values = np.ascontiguousarray(values)
             with (temporary / f"{name}.npy").open("wb") as file:
-                np.lib.format.write_array(file, values, allow_pickle=False)
+                write_array(file, values)
                 _settle(file)
             files[name] = {
                 "bytes": (temporary / f"{name}.npy").stat().st_size,
@@ -66,6 +67,16 @@ def write_shard(folder: Path, first_row: int, arrays: dict[str, np.ndarray], fac
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def write_array(file: BinaryIO, values: np.ndarray) -> None:
+    """What `np.save` writes of a contiguous array; but an error says what is wrong, where NumPy's forgets the number.
+
+    Raises:
+        OSError: the disk is full, and so on.
+    """
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(values))
+    file.write(memoryview(values).cast("B"))
 
 
 def remove_remains(store: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 
 import jax
@@ -303,6 +304,21 @@ def test_a_disk_that_is_full_leaves_whole_shards_only(lm, rows, tmp_path, monkey
     monkeypatch.setattr(shards, "_settle", real)
     assert harvest(lm, rows, tmp_path / "store", manifest()).written == 2
     assert open_store(tmp_path / "store").damage() == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_full_disk_is_told_from_other_errors():
+    with open("/dev/full", "wb", buffering=0) as file, pytest.raises(OSError) as caught:
+        shards.write_array(file, np.zeros(1 << 16, np.float32))
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_arrays_are_files_of_numpy(tmp_path):
+    for number, values in enumerate((np.arange(6, dtype=np.uint16).reshape(2, 3), np.ones((2, 1, 4), bool))):
+        with (tmp_path / f"{number}.npy").open("wb") as file:
+            shards.write_array(file, values)
+        read = np.load(tmp_path / f"{number}.npy")
+        assert (read.dtype, read.tolist()) == (values.dtype, values.tolist())
 
 
 def test_room_is_looked_at_before_anything_is_done(tmp_path):

@@ -178,8 +178,9 @@ def test_a_harvest_that_is_killed_goes_on_and_ends_with_the_same_store(number, s
     time.sleep(random.random() * 0.3)
     process.send_signal(number)
     output = process.communicate(timeout=120)[0]
-    if number == signal.SIGTERM and process.returncode:
-        assert (process.returncode, "go on with --resume" in output) == (130, True)
+    # It may have ended before, or be past the part that a signal asks to end.
+    assert process.returncode in (0, 130, -number)
+    assert (process.returncode == 130) == ("go on with --resume" in output)
     with pytest.raises(InputError, match="already holds a store"):
         harvest.main(given)
     assert harvest.main(dataclasses.replace(given, resume=True)) == 0
