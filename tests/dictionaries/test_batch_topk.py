@@ -110,7 +110,8 @@ def test_masked_rows_neither_compete_nor_count():
     x = batch.x[keep]
     other = loss(dictionary, params, Batch(x, x, jnp.ones(len(keep))), context(dictionary))
     np.testing.assert_array_equal(one.fired, other.fired)
-    np.testing.assert_array_equal(one.frozen["threshold"], other.frozen["threshold"])
+    # Products of other numbers of rows may differ in the last digit.
+    np.testing.assert_allclose(one.frozen["threshold"], other.frozen["threshold"], rtol=1e-6)
     np.testing.assert_allclose(one.terms["reconstruction"], other.terms["reconstruction"], rtol=1e-5)
     assert np.sum(one.fired) == 2 * len(keep)
 
