@@ -75,7 +75,10 @@ def made(tmp_path, torch_reference):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_in_float32_it_is_transformers_eager_model(name, made, tmp_path, torch_reference):
-    """Bit for bit, logits and patterns: only the tap is added."""
+    """Logits and patterns, to the last digits: only the tap is added.
+
+    Not bit for bit: where the weights lie in memory decides, on some CPUs, in which order their products are added up.
+    """
     from transformers import AutoModelForCausalLM
 
     ours = torch_reference.torch_values(made(name), random_tokens(MODELS[name]))
@@ -83,9 +86,10 @@ def test_in_float32_it_is_transformers_eager_model(name, made, tmp_path, torch_r
     with torch.no_grad():
         tokens = torch.from_numpy(random_tokens(MODELS[name]))
         theirs = eager.eval()(input_ids=tokens, use_cache=False, output_attentions=True)
-    np.testing.assert_array_equal(ours["logits"], theirs.logits.numpy())
+    close = {"rtol": 2e-6, "atol": 2e-6}
+    np.testing.assert_allclose(ours["logits"], theirs.logits.numpy(), **close)
     for layer, pattern in enumerate(theirs.attentions):
-        np.testing.assert_array_equal(ours[f"attn_pattern.{layer}"], pattern.numpy())
+        np.testing.assert_allclose(ours[f"attn_pattern.{layer}"], pattern.numpy(), **close)
 
 
 @pytest.mark.parametrize(("name", "changes"), OPTIONS)
