@@ -9,8 +9,10 @@ from sparse_jax.activations.normalise import Rule
 from sparse_jax.dictionaries import (
     L1,
     BatchTopK,
+    Fista,
     Gated,
     JumpReLU,
+    Lista,
     Lp,
     MatchingPursuit,
     Matryoshka,
@@ -21,7 +23,10 @@ from sparse_jax.training.decoder_bias import BiasStart
 from sparse_jax.training.schedules import Schedule
 
 Trainable = tyro.extras.subcommand_type_from_defaults(
-    {cls.kind: cls() for cls in (L1, Lp, Gated, JumpReLU, TopK, BatchTopK, Matryoshka, MultiTopK, MatchingPursuit)}
+    {
+        cls.kind: cls()
+        for cls in (L1, Lp, Gated, JumpReLU, TopK, BatchTopK, Matryoshka, MultiTopK, MatchingPursuit, Fista, Lista)
+    }
 )
 
 

@@ -3,10 +3,12 @@
 from sparse_jax.dictionaries.baselines import PCA, Neurons, RandomDictionary
 from sparse_jax.dictionaries.batch_topk import BatchTopK
 from sparse_jax.dictionaries.files import load, read_card, save
+from sparse_jax.dictionaries.fista import Fista
 from sparse_jax.dictionaries.fold import fold
 from sparse_jax.dictionaries.gated import Gated
 from sparse_jax.dictionaries.jump_relu import JumpReLU
 from sparse_jax.dictionaries.l1 import L1
+from sparse_jax.dictionaries.lista import Lista
 from sparse_jax.dictionaries.lp import Lp
 from sparse_jax.dictionaries.matching_pursuit import MatchingPursuit
 from sparse_jax.dictionaries.matryoshka import Matryoshka
@@ -32,8 +34,10 @@ __all__ = [
     "BatchTopK",
     "Context",
     "Dictionary",
+    "Fista",
     "Gated",
     "JumpReLU",
+    "Lista",
     "Losses",
     "Lp",
     "MatchingPursuit",

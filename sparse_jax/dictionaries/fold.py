@@ -73,6 +73,20 @@ def _linear(dictionary: Dictionary, params: Params, normaliser: Normaliser) -> t
     return dataclasses.replace(dictionary, **static), folded, shift
 
 
+def _fista(dictionary: Dictionary, params: Params, normaliser: Normaliser) -> tuple[Dictionary, Params]:
+    """Both sides of the objective are s^2 times as large in raw units, if the penalty is."""
+    centre, scale = normaliser.centre, normaliser.scale
+    b_dec = scale * params.get("b_dec", jnp.zeros_like(centre)) + centre
+    folded = {"W_dec": scale * params["W_dec"], "b_dec": b_dec, "penalty": scale**2 * params["penalty"]}
+    return dataclasses.replace(dictionary, decoder_bias=True), folded
+
+
+def _lista(dictionary: Dictionary, params: Params, normaliser: Normaliser) -> tuple[Dictionary, Params]:
+    """What an iteration leaves of x is s times as large, and W_enc takes the factor back; thresholds are of codes."""
+    dictionary, folded, _ = _linear(dictionary, params, normaliser)
+    return dictionary, folded
+
+
 def _linear_top_k(dictionary: Dictionary, params: Params, normaliser: Normaliser) -> tuple[Dictionary, Params]:
     """The floors: W is both encoder and decoder, but they have a gain on the codes, which takes the factor between."""
     centre, scale = normaliser.centre, normaliser.scale
@@ -93,6 +107,8 @@ RULES: dict[str, Rule] = {
     "batch-topk": _one_bias,
     "matryoshka": _one_bias,
     "multi-topk": _one_bias,
+    "fista": _fista,
+    "lista": _lista,
     "pca": _linear_top_k,
     "neurons": _linear_top_k,
     "random": _linear_top_k,

@@ -40,6 +40,30 @@ def top_k_mask(x: jax.Array, k: int, k_now: jax.Array | None = None) -> jax.Arra
     return jnp.zeros(x.shape, bool).at[where].set(chosen, unique_indices=True)
 
 
+def spread_top_k(x: jax.Array, k: int, per_group: int = 8) -> jax.Array:
+    """`[rows, k]` int32: indices of k large entries of each row of `x [rows, n]`, the largest among them.
+
+    Entries are dealt out to groups, entry j to group j modulo their number, and only the largest of each group is a
+    candidate: a group has `per_group` entries, or as many as leave 2 k groups. Most of the k largest are found, a
+    second large one of a group is not. Where n < 4 k the k largest are found exactly.
+
+    Several times as fast as an exact selection on a CPU, for uses that come back for what was missed.
+    """
+    rows, n = x.shape
+    per_group = min(per_group, n // (2 * k))
+    if per_group < 2:
+        return _largest(x, k)
+    groups = -(-n // per_group)
+    padded = jnp.pad(x, ((0, 0), (0, groups * per_group - n)), constant_values=-jnp.inf)
+    dealt = padded.reshape(rows, per_group, groups)
+    best = jnp.max(dealt, axis=1)
+    # The first that equals the best; argmax by itself was slower.
+    order = jnp.arange(per_group, dtype=jnp.int32)[None, :, None]
+    where = jnp.min(jnp.where(dealt == best[:, None], order, per_group), axis=1)
+    chosen = _largest(best, k)
+    return jnp.take_along_axis(where, chosen, axis=1) * groups + chosen
+
+
 def batch_top_k_mask(x: jax.Array, count: int, count_now: jax.Array) -> jax.Array:
     """`[rows, n]` bool: which entries are among the `count_now` largest of the whole of `x`.
 
