@@ -6,7 +6,7 @@ PEERS ?= .venv-peers
 # Compiled programs are kept between runs and clones: the second run of anything starts faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/sparse_jax/jax
 
-.PHONY: demo test test-fast test-long test-peers bench-peers bench-quality bench-extraction lint bench-env clean
+.PHONY: demo test test-fast test-long test-peers bench-peers bench-quality bench-extraction bench-sparse-coding lint bench-env clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,12 +37,12 @@ bench-env: $(VENV)/.bench-ready
 # fit the CPU build of torch, and then nothing of theirs can be imported.
 $(PEERS)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" torch sae-lens dictionary-learning
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" torch sae-lens dictionary-learning scikit-learn spams-bin
 	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@
 
 test-peers: $(PEERS)/.ready
-	$(PEERS)/bin/python -m pytest tests/formats/test_peers.py tests/benchmarks/test_quality_peers.py
+	$(PEERS)/bin/python -m pytest -m torch tests/formats/test_peers.py tests/benchmarks/test_quality_peers.py tests/benchmarks/test_sparse_coding.py
 
 # One training step against the peers' own: ratios, a minute or two each. Large pages for every contestant.
 bench-peers: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
@@ -61,6 +61,11 @@ bench-quality: $(PEERS)/.ready
 bench-extraction: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 bench-extraction: $(PEERS)/.ready
 	$(PEERS)/bin/python -W ignore -m benchmarks.extraction
+
+# The lasso against scikit-learn, SPAMS and FISTA in PyTorch: an hour or two; a cell that is run replaces its earlier figures.
+bench-sparse-coding: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
+bench-sparse-coding: $(PEERS)/.ready
+	$(PEERS)/bin/python -W ignore -m benchmarks.sparse_coding
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -50,6 +50,7 @@ from sparse_jax.training import (
     total_rows,
 )
 from sparse_jax.training.loop import run as take_steps
+from sparse_jax.training.step import Step
 
 # What a floor is told of in `metrics.json`.
 FLOOR_FIGURES = ("fvu", "l0", "ce_spliced", "ce_increase", "ce_recovered", "ce_recovered_mean", "kl", "shrinkage")
@@ -57,8 +58,23 @@ FLOOR_FIGURES = ("fvu", "l0", "ce_spliced", "ce_increase", "ce_recovered", "ce_r
 BIAS_STARTS = {"zero": "zero", "mean": "the mean", "geometric-median": "the geometric median"}
 
 
-def run(flags: Flags) -> int:
-    """Run the experiment; returns the exit code."""
+# (flags, sized dictionary, statistics, pace, dead window) -> (the state before the first step, the step).
+Start = Callable[[Flags, Dictionary, Statistics, Pace, int], tuple[TrainState, Step]]
+
+
+def by_adam(
+    flags: Flags, dictionary: Dictionary, statistics: Statistics, pace: Pace, window: int
+) -> tuple[TrainState, Step]:
+    """Random parameters that follow the gradient."""
+    optimisation = adam(flags.learning_rate)
+    normaliser = fit_normaliser(flags.normalise, statistics.mean, statistics.variance)
+    settings = settings_for(dictionary, optimisation, flags.target_l0)
+    state = init_state(dictionary, optimisation.transform, normaliser, flags.seed, settings)
+    return state, make_step(dictionary, optimisation, flags.schedule, pace.total, window)
+
+
+def run(flags: Flags, start: Start = by_adam) -> int:
+    """Run the experiment; returns the exit code. `start` says where training starts and what a step is."""
     started = time.perf_counter()
     if flags.reuse_memory:
         keep_freed_memory()
@@ -87,7 +103,7 @@ def run(flags: Flags) -> int:
     statistics, blocks = measure_activations(flags, data)
     print(centring(flags, {str(data.site): statistics}), flush=True)
     training_started = time.perf_counter()
-    state, tokens_here = train(flags, dictionary, blocks, statistics, pace)
+    state, tokens_here = train(flags, dictionary, blocks, statistics, pace, start)
     train_seconds = time.perf_counter() - training_started
     if int(state.step) < pace.total:
         print(f"saved at step {int(state.step)} of {pace.total}; continue with --resume")
@@ -154,15 +170,11 @@ def centring(flags: TrainingFlags, statistics: dict[str, Statistics]) -> str:
 
 
 def train(
-    flags: Flags, dictionary: Dictionary, blocks: RememberedBlocks, statistics: Statistics, pace: Pace
+    flags: Flags, dictionary: Dictionary, blocks: RememberedBlocks, statistics: Statistics, pace: Pace, start: Start
 ) -> tuple[TrainState, int]:
     """The state at the end, or where the run was asked to stop; and the tokens that this call trained on."""
-    optimisation = adam(flags.learning_rate)
-    normaliser = fit_normaliser(flags.normalise, statistics.mean, statistics.variance)
-    settings = settings_for(dictionary, optimisation, flags.target_l0)
-    state = init_state(dictionary, optimisation.transform, normaliser, flags.seed, settings)
     window = min(flags.dead_window, flags.tokens // 4)
-    step = make_step(dictionary, optimisation, flags.schedule, pace.total, window)
+    state, step = start(flags, dictionary, statistics, pace, window)
     lines = JsonLines(flags.out / "metrics.jsonl")
     with Checkpoints(flags.out / "checkpoints") as checkpoints, command.StopRequest() as stop:
         if flags.resume and checkpoints.latest() is not None:

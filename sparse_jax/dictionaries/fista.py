@@ -49,14 +49,15 @@ class Fista(UnitNormDecoder):
         l1: lambda, in normalised units (E||x||^2 = d).
         signed: codes may be negative.
         tolerance: relative duality gap of codes at inference.
-        training_tolerance: of those in training.
+        training_tolerance: of those in training. A loose one leaves out small codes: L0 in training is then lower than
+            at inference.
         solver: which; "auto": working sets on a CPU, FISTA elsewhere.
     """
 
     l1: float = 3.0
     signed: bool = False
     tolerance: float = 1e-4
-    training_tolerance: float = 1e-3
+    training_tolerance: float = 1e-4
     solver: Literal["auto", "working-sets", "fista"] = "auto"
 
     def __post_init__(self):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparse_jax.dictionaries.protocol import Batch, Context, Dictionary, Params
+from sparse_jax.dictionaries.protocol import Batch, Context, Dictionary, Losses, Params
 from sparse_jax.training.schedules import Schedule, coefficients, learning_rate
 from sparse_jax.training.sparsity_control import Controller, control
 from sparse_jax.training.state import TrainState, count_rows
@@ -41,6 +41,42 @@ def adam(rate: float, b1: float = 0.9, b2: float = 0.999, clip: float | None = N
 Step = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
 
+class Moved(NamedTuple):
+    """What an update makes of a batch.
+
+    Attributes:
+        value: the objective, before parameters moved.
+        losses: its terms and what goes with them.
+        params, opt_state: after the update.
+        restarted: `[n_features]` bool, features that begin anew: their age is 0. None: none did.
+        metrics: what is to be logged of it, scalars.
+    """
+
+    value: jax.Array
+    losses: Losses
+    params: Params
+    opt_state: Any
+    restarted: jax.Array | None
+    metrics: dict[str, jax.Array]
+
+
+# (state, batch, context, the schedule's multiplier of learning rates) -> Moved
+Update = Callable[[TrainState, Batch, Context, jax.Array], Moved]
+
+
+def by_gradient(dictionary: Dictionary, optimisation: Optimisation) -> Update:
+    """The update that follows the gradient of the dictionary's objective."""
+
+    def update(state: TrainState, batch: Batch, ctx: Context, scheduled: jax.Array) -> Moved:
+        value, losses, grads = dictionary.value_and_grad(state.params, batch, ctx)
+        grads = dictionary.tangent(state.params, grads)
+        params, opt_state = _moved(dictionary, optimisation, state, grads, losses.frozen, scheduled)
+        metrics = {"grad_norm": optax.tree.norm(grads), "learning_rate": scheduled * state.settings.learning_rate}
+        return Moved(value, losses, params, opt_state, None, metrics)
+
+    return update
+
+
 def make_step(
     dictionary: Dictionary,
     optimisation: Optimisation,
@@ -65,9 +101,8 @@ def make_step(
     Metrics are scalars on the device: loss, each term, fvu of the batch (normalised units), l0, dead (share),
     grad_norm, learning_rate, and of a dictionary whose L0 can be held the coefficient that holds it.
     """
-    return jax.jit(
-        step_function(dictionary, optimisation, schedule, total_steps, dead_window, controller), donate_argnums=0
-    )
+    function = step_function(dictionary, optimisation, schedule, total_steps, dead_window, controller)
+    return jax.jit(function, donate_argnums=0)
 
 
 def step_function(
@@ -79,6 +114,19 @@ def step_function(
     controller: Controller = Controller(),  # noqa: B008  frozen
 ) -> Step:
     """`make_step`'s function before it is compiled."""
+    update = by_gradient(dictionary, optimisation)
+    return stepping(update, dictionary, schedule, total_steps, dead_window, controller)
+
+
+def stepping(
+    update: Update,
+    dictionary: Dictionary,
+    schedule: Schedule,
+    total_steps: int,
+    dead_window: int,
+    controller: Controller = Controller(),  # noqa: B008  frozen
+) -> Step:
+    """What every step does around an update: normalise, schedule, hold L0, count."""
     rate_at, coefficients_at = learning_rate(schedule, total_steps), coefficients(dictionary, schedule, total_steps)
     held = dictionary.sparsity_coefficient
     control_begins = round(schedule.coefficient_warmup * total_steps)
@@ -90,29 +138,27 @@ def step_function(
         batch = Batch(x, x, weight)
         values = coefficients_at(state.step, state.settings.coefficients)
         values = with_factor(values, held, state.control.log_factor)
-        value, losses, grads = dictionary.value_and_grad(state.params, batch, _context(state, values, dead_window))
-        grads = dictionary.tangent(state.params, grads)
-        scheduled = rate_at(state.step)
-        params, opt_state = _moved(dictionary, optimisation, state, grads, losses.frozen, scheduled)
+        moved = update(state, batch, _context(state, values, dead_window), rate_at(state.step))
+        losses = moved.losses
         rows = jnp.sum(weight > 0, dtype=jnp.int32)
         l0 = jnp.sum(losses.fired) / jnp.maximum(rows, 1)
-        age = jnp.where(losses.fired > 0, 0, jnp.minimum(state.age, OLDEST) + rows)
+        begun_anew = losses.fired > 0 if moved.restarted is None else (losses.fired > 0) | moved.restarted
+        age = jnp.where(begun_anew, 0, jnp.minimum(state.age, OLDEST) + rows)
         fallen = (state.step >= may_begin) & (state.control.l0 >= 0) & (state.control.l0 < state.settings.target_l0)
         begun = (state.step >= control_begins) | fallen
         metrics = {
-            "loss": value,
+            "loss": moved.value,
             **losses.terms,
             "fvu": _batch_fvu(batch, losses.y_hat),
             "l0": l0,
             "dead": jnp.mean((age > dead_window).astype(jnp.float32)),
-            "grad_norm": optax.tree.norm(grads),
-            "learning_rate": scheduled * state.settings.learning_rate,
+            **moved.metrics,
             **({} if held is None else {"coefficient": values[held]}),
         }
         state = replace(
             state,
-            params=params,
-            opt_state=opt_state,
+            params=moved.params,
+            opt_state=moved.opt_state,
             step=state.step + 1,
             age=age,
             rows_seen=count_rows(state.rows_seen, rows),
