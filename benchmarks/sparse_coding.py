@@ -11,7 +11,7 @@ all that is made of rows and atoms, Gram matrices included; not compiling, nor c
 reads (Fortran order, float64, a device), nor SPAMS' sparse codes to dense ones. Gaps are (primal - dual) / primal of
 each row, in float64, what is negative by rounding being 0.
 
-`sparse_jax lasso` solves every row to a gap of 1e-4, `sparse_jax lasso, median` to the loosest tolerance tried whose
+`sparse_jax lasso` solves every row to a gap of 1e-4, `sparse_jax lasso, median` to the first of some looser ways whose
 median gap is at most that; PyTorch's FISTA takes the iterations that the median needs. scikit-learn codes only the
 first `--slow-rows` rows, of which its gap, L0 and FVU are; its time, but for its Gram matrix, is scaled up to all rows.
 A peer that is not installed is left out by name.

@@ -86,6 +86,7 @@ class _How(NamedTuple):
     """Static choices, see `lasso`."""
 
     signed: bool
+    started: bool
     measure: Measure
     iterations: int
     most_rounds: int
@@ -125,13 +126,13 @@ def lasso(
     """
     penalty = check_problem(x, W, penalty)
     tolerance = reachable(tolerance, x.dtype, measure)
-    how = _How(signed, measure, iterations, most_rounds)
+    how = _How(signed, start is not None, measure, iterations, most_rounds)
     rows, n = x.shape[0], W.shape[0]
     slots = tuple(sorted({min(m, n) for m in slots}))
     if gram is None and n * n <= _GRAM_SHARE * rows * slots[0] ** 2:
         gram = matmul(W, W.T)
     problem = _Problem(x, W, gram, penalty, violation_scale(x, W, penalty))
-    sets = _first_sets(problem, start, slots[0], signed)
+    sets = _empty_sets(problem, slots[0]) if start is None else _started_sets(problem, start, slots[0], signed)
     for m, before in zip(slots, (0, *slots)):
         widen = [(0, 0), (0, m - sets.values.shape[1])]
         sets = sets._replace(values=jnp.pad(sets.values, widen), indices=jnp.pad(sets.indices, widen))
@@ -163,18 +164,29 @@ def _by_fista(how: _How, problem: _Problem, tolerance: jax.Array, which: jax.Arr
     return rest._replace(iterations=solution.iterations + rest.iterations)
 
 
-def _first_sets(problem: _Problem, start: jax.Array | None, slots: int, signed: bool) -> _Sets:
-    """What is active at the start, and then the atoms that are most like x."""
-    rows = problem.x.shape[0]
-    left = problem.x if start is None else problem.x - matmul(start, problem.W)
-    correlations = matmul(left, problem.W.T)
-    score = _score(correlations, problem.penalty, signed)
-    if start is not None:
-        score = jnp.where(start != 0, jnp.inf, score)
+def _empty_sets(problem: _Problem, slots: int) -> _Sets:
+    """Before the first round, which chooses features."""
+    rows, n = problem.x.shape[0], problem.W.shape[0]
+    dtype = problem.x.dtype
+    far = jnp.full(rows, jnp.inf, dtype)
+    return _Sets(
+        jnp.zeros((rows, slots), dtype),
+        jnp.zeros((rows, slots), jnp.int32),
+        jnp.zeros((rows, n), dtype),
+        far,
+        far,
+        jnp.zeros(rows, bool),
+        jnp.zeros(rows, jnp.int32),
+    )
+
+
+def _started_sets(problem: _Problem, start: jax.Array, slots: int, signed: bool) -> _Sets:
+    """What is active at the start, and then the atoms that are most like what it leaves of x."""
+    correlations = matmul(problem.x - matmul(start, problem.W), problem.W.T)
+    score = jnp.where(start != 0, jnp.inf, _score(correlations, problem.penalty, signed))
     indices = spread_top_k(score, slots)
-    values = jnp.zeros((rows, slots), problem.x.dtype) if start is None else jnp.take_along_axis(start, indices, 1)
-    far = jnp.full(rows, jnp.inf, problem.x.dtype)
-    return _Sets(values, indices, correlations, far, far, jnp.zeros(rows, bool), jnp.zeros(rows, jnp.int32))
+    values = jnp.take_along_axis(start, indices, 1)
+    return _empty_sets(problem, slots)._replace(values=values, indices=indices)
 
 
 def _score(correlations: jax.Array, penalty: jax.Array, signed: bool) -> jax.Array:
@@ -208,15 +220,8 @@ def _chosen(problem: _Problem, rows: jax.Array) -> _Problem:
 
 
 def _round(how: _How, problem: _Problem, sets: _Sets, new: int) -> _Sets:
-    """One round of all these rows: free slots get new features (not in the first round), the sets are solved."""
-    fresh = sets.rounds == 0
-    chosen = lax.cond(
-        jnp.all(fresh),
-        lambda: (sets.values, sets.indices),
-        lambda: _with_new_features(sets, _score(sets.correlations, problem.penalty, how.signed), new),
-    )
-    values = jnp.where(fresh[:, None], sets.values, chosen[0])
-    indices = jnp.where(fresh[:, None], sets.indices, chosen[1])
+    """One round of all these rows: free slots get new features, the sets are solved."""
+    values, indices = _features(how, problem, sets, new)
     atoms = problem.W[indices]
     penalty = _penalty_at(problem.penalty, indices)
     among = jnp.einsum("bmd,bd->bm", atoms, problem.x)
@@ -239,6 +244,25 @@ def _round(how: _How, problem: _Problem, sets: _Sets, new: int) -> _Sets:
     within = jnp.abs(2 * jnp.take_along_axis(correlations, indices, 1) - penalty * jnp.sign(values))
     violation = jnp.maximum(jnp.max(jnp.where(active, within, 0), axis=-1), 2 * outside) / problem.scale
     return _Sets(values, indices, correlations, gap, violation, full, sets.rounds + 1)
+
+
+def _features(how: _How, problem: _Problem, sets: _Sets, new: int) -> tuple[jax.Array, jax.Array]:
+    """(values, indices) of the sets to be solved: in a row's first round other features than later."""
+    fresh = sets.rounds == 0
+
+    def first():
+        if how.started:
+            return sets.values, sets.indices
+        score = _score(matmul(problem.x, problem.W.T), problem.penalty, how.signed)
+        return sets.values, spread_top_k(score, sets.values.shape[1])
+
+    def later():
+        return _with_new_features(sets, _score(sets.correlations, problem.penalty, how.signed), new)
+
+    def either():
+        return tuple(jnp.where(fresh[:, None], a, b) for a, b in zip(first(), later()))
+
+    return lax.switch(jnp.where(jnp.all(fresh), 0, jnp.where(jnp.any(fresh), 2, 1)), (first, later, either))
 
 
 def _with_new_features(sets: _Sets, score: jax.Array, new: int) -> tuple[jax.Array, jax.Array]:

@@ -3,15 +3,20 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from sparse_jax.coding.annealed import learn_annealed, penalties
-from sparse_jax.coding.learn import learn_dictionary, online, quadratic
+from sparse_jax.coding.learn import gradient, learn_dictionary, online, quadratic
 from sparse_jax.errors import InputError
 from sparse_jax.metrics import hungarian_mean_cosine
 from tests.coding import problems
 
 ROWS, D, N = 1600, 16, 24
+
+
+def adam(steps):
+    return gradient(optax.adam(optax.cosine_decay_schedule(3e-2, steps)))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +49,7 @@ def test_a_constant_penalty_is_plain_dictionary_learning(made, learner):
 def test_features_are_recovered_one_to_one(made):
     truth, x, start = made
     learned = learn_annealed(
-        x, start, penalties(2.0, 0.1, 0.6, 300), online(10.0), batch=100, key=jax.random.key(0), refresh_every=50
+        x, start, penalties(1.0, 0.1, 0.6, 300), adam(300), batch=100, key=jax.random.key(0), refresh_every=50
     )
     assert hungarian_mean_cosine(truth, np.asarray(start)) < 0.7
     assert hungarian_mean_cosine(truth, np.asarray(learned.W)) > 0.98
@@ -61,7 +66,7 @@ def test_rows_over_devices(made):
     )
     assert several.W.sharding.is_fully_replicated
     # Which rows share a group of the solver is another matter on each, and codes are those of a tolerance.
-    np.testing.assert_allclose(one.W, several.W, atol=2e-3)
+    np.testing.assert_allclose(one.W, several.W, atol=1e-2)
     np.testing.assert_allclose(one.objective, several.objective, rtol=1e-3)
     with pytest.raises(InputError, match="batch 62 on 4 devices"):
         learn_annealed(x, start, jnp.ones(2), online(), batch=62, key=jax.random.key(0), mesh=mesh)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis.extra import numpy as arrays
 
 from sparse_jax.numerics import keep_top_k
-from sparse_jax.numerics.topk import batch_top_k_mask, top_k_mask
+from sparse_jax.numerics.topk import batch_top_k_mask, spread_top_k, top_k_mask
 
 # Few distinct values, so that ties are common.
 VALUES = st.sampled_from([-3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0])
@@ -75,3 +75,27 @@ def test_masks_take_other_dtypes(dtype):
     x = jnp.array([[1.0, -5.0, 3.0], [4.0, 2.0, 0.5]], dtype)
     np.testing.assert_array_equal(by_row(x, 1), [[0, 0, 1], [1, 0, 0]])
     np.testing.assert_array_equal(over_the_batch(x, 2, 2), [[0, 0, 1], [1, 0, 0]])
+
+
+def test_spread_top_k_finds_the_largest_and_most_of_the_rest():
+    generator = np.random.default_rng(0)
+    x = jnp.array(generator.normal(size=(50, 512)), jnp.float32)
+    made = np.asarray(spread_top_k(x, 16))
+    exact = np.asarray(jax.lax.top_k(x, 16)[1])
+    assert all(len(set(row)) == 16 for row in made.tolist())
+    np.testing.assert_array_equal(made[:, 0], exact[:, 0])
+    shared = np.mean([len(set(a) & set(b)) / 16 for a, b in zip(made.tolist(), exact.tolist())])
+    assert 0.85 < shared < 1
+
+
+@pytest.mark.parametrize(("n", "k"), [(10, 3), (100, 30), (100, 100), (513, 16)])
+def test_spread_top_k_of_any_size(n, k):
+    x = jnp.array(np.random.default_rng(1).permutation(4 * n).reshape(4, n), jnp.float32)
+    made = np.asarray(spread_top_k(x, k))
+    assert made.shape == (4, k)
+    assert made.dtype == np.int32
+    assert made.min() >= 0
+    assert made.max() < n
+    assert all(len(set(row)) == k for row in made.tolist())
+    if n < 4 * k:  # exact
+        np.testing.assert_array_equal(made, jax.lax.top_k(x, k)[1])
