@@ -19,7 +19,11 @@ NAMES = {
     "token_mean": "mean of the current token",
 }
 # What a line of metrics.jsonl holds beside the loss and its terms.
-NOT_TERMS = ("step", "tokens", "fvu", "l0", "dead", "grad_norm", "learning_rate", "coefficient")
+NOT_TERMS = (
+    *("step", "tokens", "fvu", "l0", "dead", "coefficient"),
+    *("grad_norm", "learning_rate"),  # of a gradient
+    *("moved", "refreshed"),  # of a basis update
+)
 COLUMNS = ("fvu", "l0", "ce_increase", "ce_recovered", "ce_recovered_mean", "kl", "shrinkage")
 HEADINGS = ("FVU", "L0", "CE increase", "CE recovered (zero)", "CE recovered (mean)", "KL", "shrinkage")
 

@@ -7,7 +7,7 @@ import importlib
 
 __version__ = "0.1.0"
 
-_PACKAGES = ("activations", "dictionaries", "features", "formats", "lm", "metrics", "numerics", "training")
+_PACKAGES = ("activations", "coding", "dictionaries", "features", "formats", "lm", "metrics", "numerics", "training")
 
 
 def __getattr__(name: str):
