@@ -79,7 +79,19 @@ def finished(model, text, tmp_path_factory):
     return out
 
 
-KINDS = ("l1", "lp", "gated", "jump-relu", "topk", "batch-topk", "matryoshka", "multi-topk", "matching-pursuit")
+KINDS = (
+    "l1",
+    "lp",
+    "gated",
+    "jump-relu",
+    "topk",
+    "batch-topk",
+    "matryoshka",
+    "multi-topk",
+    "matching-pursuit",
+    "fista",
+    "lista",
+)
 
 
 @pytest.mark.slow
