@@ -64,8 +64,8 @@ def test_every_architecture_has_a_knob_at_its_own_value(kind, tmp_path):
     coefficients = choice.dictionary.coefficients
     assert coefficients == dictionary.coefficients
     assert choice.sparsity in coefficients.values()
-    (other,) = choices(flags("m", "t", tmp_path, dictionary, sparsities=(3.0,), seeds=(0,), sites=("resid_post.0",)))
-    assert getattr(other.dictionary, knob(dictionary)) == 3
+    (other,) = choices(flags("m", "t", tmp_path, dictionary, sparsities=(5.0,), seeds=(0,), sites=("resid_post.0",)))
+    assert getattr(other.dictionary, knob(dictionary)) == 5
     assert other.dictionary.coefficients != coefficients
 
 
