@@ -55,6 +55,8 @@ class Flags:
     """Tokens in a row."""
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ()
     """Compute dtypes; by default float32, and bfloat16 where the machine has units for it (elsewhere all are slow)."""
+    peers: tuple[Literal["transformers", "TransformerLens"], ...] = ("transformers", "TransformerLens")
+    """Against whom."""
     tokens: int = 16384
     """Tokens in a call."""
     repeats: int = 5
@@ -221,7 +223,8 @@ def compare(flags: Flags, name: str, shape: Shape, context: int) -> None:
     calls = contenders(shape, tokens, dtypes)
     due = calls["transformers", "float32"]()
     rms = float(np.sqrt(np.mean(due**2)))
-    calls = {key: call for key, call in calls.items() if key[1] in flags.dtypes}
+    asked = ("sparse_jax", *flags.peers)
+    calls = {key: call for key, call in calls.items() if key[0] in asked and key[1] in flags.dtypes}
     errors = {key: float(np.abs(call() - due).max()) / rms for key, call in calls.items()}  # and compiles
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
     for _ in range(flags.repeats):
