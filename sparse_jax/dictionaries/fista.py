@@ -110,10 +110,17 @@ class Fista(UnitNormDecoder):
     def loss(self, params: Params, batch: Batch, ctx: Context) -> Losses:
         """Terms "reconstruction" and "l1", both of codes that are held fixed."""
         penalty = ctx.coefficients["l1"]
-        # A masked row, whatever it holds, must not keep the solver busy.
-        x = jnp.where(batch.weight[:, None] > 0, batch.x, 0)
+        return self.losses(params, batch, penalty, self.training_codes(params, batch, penalty))
+
+    def training_codes(self, params: Params, batch: Batch, penalty: jax.Array) -> jax.Array:
+        """Codes of a batch, through which no gradient flows; those of masked rows are 0."""
+        # A masked row, whatever it holds, must not keep the solver busy: what is to be explained of it is 0.
+        x = jnp.where(batch.weight[:, None] > 0, batch.x, params.get("b_dec", 0))
         fixed = lax.stop_gradient((params, x, penalty))
-        codes = lax.stop_gradient(self.solve(*fixed, self.training_tolerance))
+        return lax.stop_gradient(self.solve(*fixed, self.training_tolerance))
+
+    def losses(self, params: Params, batch: Batch, penalty: jax.Array, codes: jax.Array) -> Losses:
+        """The terms of given codes."""
         y_hat = self.decode(params, codes)
         size = weighted_mean(jnp.sum(jnp.abs(codes), axis=-1), batch.weight)
         terms = {"reconstruction": reconstruction_loss(y_hat, batch), "l1": penalty * size}

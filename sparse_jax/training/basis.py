@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from sparse_jax.coding.learn import Learner, refresh
 from sparse_jax.dictionaries.fista import Fista
-from sparse_jax.dictionaries.protocol import Batch, Context, Losses, Params, firings, reconstruction_loss, weighted_mean
+from sparse_jax.dictionaries.protocol import Batch, Context, Params
 from sparse_jax.training.schedules import Schedule
 from sparse_jax.training.sparsity_control import Controller
 from sparse_jax.training.state import TrainState
@@ -40,16 +40,11 @@ def by_learner(dictionary: Fista, learner: Learner, restart_dead: bool = True) -
 
     def update(state: TrainState, batch: Batch, ctx: Context, scheduled: jax.Array) -> Moved:
         params, penalty = state.params, ctx.coefficients["l1"]
-        x = jnp.where(batch.weight[:, None] > 0, batch.x, 0)
-        codes = dictionary.solve(params, x, penalty, dictionary.training_tolerance)
-        y_hat = dictionary.decode(params, codes)
-        size = weighted_mean(jnp.sum(jnp.abs(codes), axis=-1), batch.weight)
-        terms = {"reconstruction": reconstruction_loss(y_hat, batch), "l1": penalty * size}
-        fired = firings(codes, batch.weight)
-        losses = Losses(terms, y_hat, fired, {"penalty": penalty})
-        target = dictionary.centred(params, x)
+        codes = dictionary.training_codes(params, batch, penalty)
+        losses = dictionary.losses(params, batch, penalty, codes)
+        target = jnp.where(batch.weight[:, None] > 0, dictionary.centred(params, batch.x), 0)
         opt_state, W = learner.update(state.opt_state["W_dec"], params["W_dec"], target, codes, batch.weight)
-        dead = (ctx.age > ctx.dead_window) & (fired == 0) & restart_dead
+        dead = (ctx.age > ctx.dead_window) & (losses.fired == 0) & restart_dead
         # The codes are those of the atoms before the update, which are near enough to say what is left.
         W, opt_state = jax.lax.cond(
             jnp.any(dead),
@@ -57,9 +52,9 @@ def by_learner(dictionary: Fista, learner: Learner, restart_dead: bool = True) -
             lambda: (W, opt_state),
         )
         moved = jnp.sqrt(jnp.sum((W - params["W_dec"]) ** 2))
-        params = params | {"W_dec": W, "penalty": penalty}
+        params = params | {"W_dec": W} | losses.frozen
         metrics = {"moved": moved, "refreshed": jnp.sum(dead, dtype=jnp.int32)}
-        return Moved(sum(terms.values()), losses, params, {"W_dec": opt_state}, dead, metrics)
+        return Moved(sum(losses.terms.values()), losses, params, {"W_dec": opt_state}, dead, metrics)
 
     return update
 
