@@ -79,6 +79,12 @@ def test_refitted_codes_by_hand():
     encoder = lambda params, x: params["trained"].encode(x)  # noqa: E731
     codes = refitted(encoder, 2, False, {"trained": trained}, jnp.array([[3.0, 0.2], [1.0, 4.0]]))
     np.testing.assert_allclose(codes, [[3.0, 0.0], [1.0, 2.0]], atol=1e-6)
+    # Where least squares would take a feature of negative value, the other's best value without it is due.
+    tilted = trained.params | {"W_dec": jnp.array([[1.0, 0.0], [0.8, 0.6]]), "b_enc": jnp.array([0.0, 9.0])}
+    tilted = Normalised(dictionary, tilted, trained.normaliser)
+    for signed, due in ((False, [[1.0, 0.0]]), (True, [[7.0 / 3, -5.0 / 3]])):
+        codes = refitted(encoder, 2, signed, {"trained": tilted}, jnp.array([[1.0, -1.0]]))
+        np.testing.assert_allclose(codes, due, atol=1e-5)
     solution = solved({"trained": trained, "penalty": jnp.float32(2.0)}, jnp.array([[3.0, 1.0]]), False, 1e-6)
     np.testing.assert_allclose(solution, [[2.0, 0.25]], atol=1e-5)
     np.testing.assert_allclose(objective(jnp.array([[3.0, 1.0]]), W, 2.0, solution), 5.75, rtol=1e-5)
