@@ -122,3 +122,22 @@ def test_dead_atoms_become_what_is_left():
 def test_a_batch_that_is_too_large():
     with pytest.raises(InputError, match="batch 5 of 4 rows"):
         learn_dictionary(jnp.ones((4, 2)), jnp.eye(2), 0.1, online(), 1, batch=5, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("learner", [quadratic(), online(), gradient(optax.adam(0.1))], ids=["q", "o", "g"])
+def test_what_is_known_of_an_atom_can_be_forgotten(learner: Learner):
+    generator = np.random.default_rng(0)
+    W = jnp.array(problems.unit(generator.normal(size=(4, 6))), jnp.float32)
+    x, codes = arrays(generator.normal(size=(8, 6)), 1 + generator.random((8, 4)), dtype=jnp.float32)
+    state, _ = learner.update(learner.init(W), W, x, codes, jnp.ones(8))
+    which = jnp.array([False, True, False, False])
+    for before, after in zip(*map(jax.tree.leaves, (state, learner.reset(state, which)))):
+        if before.ndim == 2:  # statistics or moments
+            assert np.all(after[1] == 0)
+            assert np.all(before[1] != 0)
+            others = jnp.array([0, 2, 3]), jnp.array([0, 2, 3])
+            np.testing.assert_array_equal(after[others], before[others])
+        elif before.ndim == 1:  # curvature: the mean of the others'
+            np.testing.assert_allclose(after[1], np.mean(before[jnp.array([0, 2, 3])]), rtol=1e-6)
+        if before.shape == (4, 4):  # products of two atoms' codes
+            assert np.all(after[:, 1] == 0)

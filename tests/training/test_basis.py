@@ -51,7 +51,7 @@ def test_frozen_atoms_stay_while_the_penalty_holds_l0():
         state, metrics = step(state, rows(i), jnp.ones(ROWS))
     np.testing.assert_array_equal(state.params["W_dec"], before)
     assert metrics["moved"] == 0
-    assert state.params["penalty"] != first
+    assert state.params["penalty"] == metrics["coefficient"] != first
     assert abs(float(metrics["l0"]) - 3) < 0.8
 
 
