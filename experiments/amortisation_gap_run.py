@@ -1,6 +1,5 @@
 """What `experiments.amortisation_gap` does with its flags, from top to bottom."""
 
-import dataclasses
 import time
 from functools import partial
 from pathlib import Path
@@ -11,37 +10,23 @@ import numpy as np
 
 from experiments import run_folder
 from experiments.amortisation_gap import Flags
-from experiments.data import Data, blocks_at, check_positive, load_data, resolve_bos
-from experiments.measuring import eval_batches, eval_rows, in_float32
-from experiments.text_flags import TextFlags
+from experiments.data import Data, blocks_at, check_positive
+from experiments.measuring import eval_batches, eval_rows
+from experiments.reading import check_width, given_of, open_data, read_dictionary
 from sparse_jax.activations import collect_statistics
 from sparse_jax.coding import lasso, objective
 from sparse_jax.coding.least_squares_on_support import least_squares_on_support
 from sparse_jax.coding.tuning import penalty_for_l0
-from sparse_jax.dictionaries import Normalised, load, read_card
+from sparse_jax.dictionaries import Normalised
 from sparse_jax.dictionaries.baselines import LinearTopK
 from sparse_jax.errors import InputError
-from sparse_jax.formats import load_saelens
 from sparse_jax.metrics import Reconstructor, Setting, evaluate_each
 from sparse_jax.metrics.sparsity import l0, sparsity_sums
 from sparse_jax.numerics import safe_norm
 from sparse_jax.numerics.sparse_codes import SparseCodes, dense
 
-# What a dictionary's card decides of the text flags.
-TEXT = tuple(name for name in TextFlags.__dataclass_fields__ if name not in ("compute_dtype", "window_rows"))
 ROWS = ("encoder", "encoder's support", "solver", "solver's support")
 FIGURES = ("fvu", "l0", "ce_increase", "kl", "shrinkage")
-# Rows of text from which lambda is tuned come in blocks of so many.
-BLOCK_ROWS = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class DataFlags(TextFlags):
-    """What `load_data` asks of an experiment's flags."""
-
-    eval_tokens: int = 0
-    tokens: int = 0
-    block_rows: int = BLOCK_ROWS
 
 
 def run(flags: Flags) -> int:
@@ -51,12 +36,9 @@ def run(flags: Flags) -> int:
     run_folder.prepare(flags.out, overwrite=flags.overwrite)
     trained, provenance = read_dictionary(flags.dictionary)
     check_linear(trained, flags.dictionary)
-    data = open_data(flags, provenance)
-    if trained.dictionary.d_in != data.width:
-        raise InputError(
-            f"the dictionary in {flags.dictionary} reads {trained.dictionary.d_in} numbers, site {data.site} of "
-            f"{data.flags.model} has {data.width}: give its own --model"
-        )
+    given = given_of(flags, "model", "revision", "text", "eval_text")
+    data = open_data(flags.dictionary, provenance, given, eval_tokens=flags.eval_tokens, tokens=flags.tune_tokens)
+    check_width(trained, data, flags.dictionary)
     if flags.overwrite:
         run_folder.clear(flags.out)
     flags.out.mkdir(parents=True, exist_ok=True)
@@ -70,18 +52,6 @@ def run(flags: Flags) -> int:
     return 0
 
 
-def read_dictionary(path: Path) -> tuple[Normalised, dict]:
-    """(the dictionary in float32, where it came from): ours, or SAELens'.
-
-    Raises:
-        InputError: neither is there.
-    """
-    if (path / "cfg.json").is_file():
-        trained, provenance = load_saelens(path)
-        return in_float32(trained), provenance
-    return in_float32(load(path)), read_card(path).get("provenance") or {}
-
-
 def check_linear(trained: Normalised, path: Path) -> None:
     """Raises InputError unless the decoder is a sum of atoms, b_dec added."""
     if "W_dec" not in trained.params or isinstance(trained.dictionary, LinearTopK):
@@ -89,24 +59,6 @@ def check_linear(trained: Normalised, path: Path) -> None:
             f"the {trained.dictionary.kind} dictionary in {path} is no sum of atoms with codes of one sign; give an "
             "autoencoder or a FISTA dictionary"
         )
-
-
-def open_data(flags: Flags, provenance: dict) -> Data:
-    """Model, site and rows: as the dictionary was trained, unless a flag says otherwise.
-
-    Raises:
-        InputError: neither the dictionary nor a flag says which model and site; what they say cannot be used.
-    """
-    if "site" not in provenance or provenance["site"] is None:
-        raise InputError(f"the dictionary in {flags.dictionary} does not say which site it was trained on")
-    decided = {name: provenance[name] for name in TEXT if provenance.get(name) is not None}
-    given = {name: getattr(flags, name) for name in ("model", "revision", "text", "eval_text")}
-    decided |= {name: value for name, value in given.items() if value is not None}
-    if "model" not in decided:
-        raise InputError(f"the dictionary in {flags.dictionary} does not say of which model it is: give --model")
-    data_flags = DataFlags(**decided, compute_dtype="float32", eval_tokens=flags.eval_tokens, tokens=flags.tune_tokens)
-    (data,) = load_data(resolve_bos(data_flags), provenance["site"])
-    return data.in_float32()
 
 
 def measure(flags: Flags, data: Data, trained: Normalised) -> dict:
