@@ -99,6 +99,8 @@ class Flags:
     """Lambda of the others."""
     refresh_every: int = 100
     """Atoms that were silent for so many steps are replaced, where dead atoms are refreshed."""
+    devices: int = 1
+    """Devices over which learners lay out the rows of a batch; atoms and their state are the same on all."""
     out: Path = Path("runs/compositional_ood")
     """Run folder."""
     resume: bool = False

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import AxisType, Mesh
 
 from experiments.compositional_ood import AUTOENCODERS, Flags
 from sparse_jax.activations import fit_normaliser
@@ -131,6 +132,13 @@ def learner_for(name: str, steps: int) -> Learner:
     return gradient(optax.adam(optax.cosine_decay_schedule(1e-2, steps)))
 
 
+def mesh_of(devices: int) -> Mesh | None:
+    """The first of the machine's devices, as many as asked for, on one axis; None for one."""
+    if devices == 1:
+        return None
+    return jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices], axis_types=(AxisType.Auto,))
+
+
 def learn(method: str, flags: Flags, x: jax.Array, W: jax.Array, key: jax.Array) -> Made:
     """By a learner with lasso codes, from W."""
     annealed = method.startswith("annealed")
@@ -139,6 +147,6 @@ def learn(method: str, flags: Flags, x: jax.Array, W: jax.Array, key: jax.Array)
     ends = (flags.first_penalty, flags.penalty) if annealed else (flags.fixed_penalty, flags.fixed_penalty)
     learned = learn_annealed(
         x, W, penalties(*ends, FALLING, flags.learner_steps), learner, batch=min(flags.batch, x.shape[0]), key=key,
-        refresh_every=flags.refresh_every if refreshed else 0,
+        refresh_every=flags.refresh_every if refreshed else 0, mesh=mesh_of(flags.devices),
     )  # fmt: skip
     return Made(learned.W, jnp.zeros(x.shape[1], jnp.float32), None, float(jnp.mean(learned.l0[-20:])))

@@ -120,10 +120,19 @@ def check(flags: Flags) -> None:
         raise InputError(f"--refresh-every {flags.refresh_every}: give a positive number, or 0 for never")
     if min(flags.rows) < 2:
         raise InputError(f"--rows {min(flags.rows)}: give at least 2")
+    check_devices(flags)
     for n, k in itertools.product(flags.latents, flags.active):
         if not 2 <= k <= n // 2:
             raise InputError(f"--active {k} of --latents {n}: give at least 2, and at most half of the latents")
         composition_of(flags, Size(n, k, 0, flags.seeds[0]))
+
+
+def check_devices(flags: Flags) -> None:
+    """Raises InputError for devices that are not there, or that cannot share a batch evenly."""
+    if not 1 <= flags.devices <= jax.device_count():
+        raise InputError(f"--devices {flags.devices}: this machine has {jax.device_count()}")
+    if wrong := [batch for rows in flags.rows if (batch := min(flags.batch, rows)) % flags.devices]:
+        raise InputError(f"--devices {flags.devices}: give a divisor of the batch, {wrong[0]}")
 
 
 def is_warm(method: str) -> bool:

@@ -6,8 +6,9 @@ import os
 
 import pytest
 
-from experiments import compositional_ood
+from experiments import compositional_ood, compositional_ood_methods
 from experiments.compositional_ood import METHODS, Flags
+from sparse_jax.coding.annealed import learn_annealed
 from sparse_jax.errors import InputError
 
 FAST = {
@@ -116,3 +117,29 @@ def test_wrong_flags(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         compositional_ood.main(Flags(**FAST | changes, out=out))
     assert not out.exists()
+
+
+def test_learners_on_several_devices_find_the_same(done, tmp_path, monkeypatch):
+    given = []
+
+    def spied(*arguments, mesh, **options):
+        given.append(mesh.size)
+        return learn_annealed(*arguments, mesh=mesh, **options)
+
+    monkeypatch.setattr(compositional_ood_methods, "learn_annealed", spied)
+    final = run(dataclasses.replace(done[0], methods=("topk", "annealed-warm"), devices=4, out=tmp_path))
+    several, one = (
+        next(cell for cell in cells["cells"] if cell["method"] == "annealed-warm") for cells in (final, done[1])
+    )
+    assert given == [4]
+    # Which rows share a group of the solver is another matter on each, and codes are those of a tolerance; what is
+    # chosen by them on validation rows (a penalty, a threshold) may then differ.
+    for name in ("hungarian", "truth_in_found", "found_in_truth"):
+        assert several[name] == pytest.approx(one[name], abs=1e-2)
+
+
+@pytest.mark.parametrize(("devices", "words"), [(0, "has 4"), (5, "has 4"), (3, "divisor of the batch, 64")])
+def test_devices_that_cannot_share_the_batch(devices, words, tmp_path):
+    with pytest.raises(InputError, match=words):
+        compositional_ood.main(Flags(**FAST, devices=devices, out=tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
