@@ -36,6 +36,8 @@ _MARKS = (
     "m-3.2 -3.2l6.4 6.4m0 -6.4l-6.4 6.4",
 )
 _FLOOR_DASHES = ("6 3", "2 3", "9 3 2 3")
+# Of lines that have the colours for the first time, for the second, ...
+_DASHES_AGAIN = ("", "6 3", "2 3", "9 3 2 3")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Curve:
         name: in the legend and beside each point; curves of one name, hue and kind have one place in the legend.
         x, y: `[n]`.
         x_range, y_range: lowest and highest, each `[n]`; None: no error bars in this direction.
-        hue: which colour and which mark, counted from 0.
+        hue: which colour and which mark, counted from 0; where colours begin again, lines are dashed and marks others.
         strength: opacity, more than 0 and at most 1.
         floor: grey and dashed: what the other curves are compared with.
     """
@@ -147,13 +149,15 @@ def _stroke(curve: Curve) -> str:
     """The end of a class attribute, and dashes."""
     if curve.floor:
         return f'o" stroke-dasharray="{_FLOOR_DASHES[curve.hue % len(_FLOOR_DASHES)]}"'
-    return f's{curve.hue % len(_LIGHT)}"'
+    dashes = _DASHES_AGAIN[curve.hue // len(_LIGHT) % len(_DASHES_AGAIN)]
+    return f's{curve.hue % len(_LIGHT)}"' + (f' stroke-dasharray="{dashes}"' if dashes else "")
 
 
 def _mark(curve: Curve, x: float, y: float, words: str = "") -> str:
     filled = "o" if curve.floor else f"s{curve.hue % len(_LIGHT)} f{curve.hue % len(_LIGHT)}"
     said = f"<title>{escape(words)}</title>" if words else ""
-    return f'<path class="m {filled}" d="M{x:.1f} {y:.1f}{_MARKS[curve.hue % len(_MARKS)]}">{said}</path>'
+    mark = _MARKS[(curve.hue + curve.hue // len(_LIGHT)) % len(_MARKS)]
+    return f'<path class="m {filled}" d="M{x:.1f} {y:.1f}{mark}">{said}</path>'
 
 
 def _sample(curve: Curve, x: float, y: float) -> str:

@@ -129,3 +129,14 @@ def test_any_numbers_give_a_well_formed_chart(points, log):
     curve = Curve("a", x, y, x_range=(low, high), y_range=(high, low))
     root = parse(curve_chart([curve], log_x=log, log_y=log, **LABELS))
     assert "inf" not in "".join(path.get("d") for path in root.iter(f"{SVG}path"))
+
+
+def test_twenty_curves_look_different():
+    curves = [Curve(f"curve {i}", [1, 2], [i, i + 1], hue=i) for i in range(20)]
+    root = parse(curve_chart(curves, **LABELS))
+    drawn = [path for path in of_class(root, "l") if "h17" not in path.get("d")]
+    shapes = [path.get("d").split("m", 1)[1] for path in of_class(root, "m") if path.find(f"{SVG}title") is not None]
+    looks = {
+        (path.get("class"), path.get("stroke-dasharray"), shape) for path, shape in zip(drawn, shapes[::2], strict=True)
+    }
+    assert len(looks) == 20
