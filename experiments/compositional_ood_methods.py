@@ -13,9 +13,9 @@ from jax.sharding import AxisType, Mesh
 
 from experiments.compositional_ood import AUTOENCODERS, Flags
 from sparse_jax.activations import fit_normaliser
-from sparse_jax.coding.annealed import learn_annealed, penalties
 from sparse_jax.coding.compositional import Composition
 from sparse_jax.coding.learn import Learner, gradient, online, quadratic
+from sparse_jax.coding.learn_dictionary import falling_penalty, learn_dictionary
 from sparse_jax.dictionaries import DICTIONARIES, Dictionary
 from sparse_jax.numerics import unit_rows
 from sparse_jax.training import Schedule, TrainState, adam, init_state, settings_for
@@ -144,9 +144,11 @@ def learn(method: str, flags: Flags, x: jax.Array, W: jax.Array, key: jax.Array)
     annealed = method.startswith("annealed")
     refreshed = annealed or method.startswith("warm")
     learner = learner_for("annealed" if annealed else method.split("-")[1], flags.learner_steps)
-    ends = (flags.first_penalty, flags.penalty) if annealed else (flags.fixed_penalty, flags.fixed_penalty)
-    learned = learn_annealed(
-        x, W, penalties(*ends, FALLING, flags.learner_steps), learner, batch=min(flags.batch, x.shape[0]), key=key,
+    penalty = flags.fixed_penalty
+    if annealed:
+        penalty = falling_penalty(flags.first_penalty, flags.penalty, FALLING, flags.learner_steps)
+    learned = learn_dictionary(
+        x, W, penalty, learner, flags.learner_steps, batch=min(flags.batch, x.shape[0]), key=key,
         refresh_every=flags.refresh_every if refreshed else 0, mesh=mesh_of(flags.devices),
     )  # fmt: skip
     return Made(learned.W, jnp.zeros(x.shape[1], jnp.float32), None, float(jnp.mean(learned.l0[-20:])))

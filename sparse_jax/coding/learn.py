@@ -13,6 +13,9 @@ With codes that solve the lasso, the gradient with codes fixed is the gradient o
 The quadratic update is a step of Newton's method on a diagonal Hessian (h_j is the curvature in every number of w_j):
 rare features, whose gradients are rarely there, move as far as frequent ones. `lowest` keeps silent ones from jumping.
 The online update is coordinate descent on the whole past, what is long past weighing less.
+
+`learn_dictionary.py` goes through rows in memory with one of them; `experiments.fista_dictionary` through a language
+model's activations.
 """
 
 from collections.abc import Callable
@@ -23,9 +26,6 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sparse_jax.coding.lasso import Solution
-from sparse_jax.coding.working_set import lasso
-from sparse_jax.errors import InputError
 from sparse_jax.numerics import matmul, unit_rows
 
 # Yun et al.'s: batches that the moving average remembers, and the least curvature.
@@ -155,81 +155,3 @@ def refresh(
     drawn = unit_rows(left[order[rank % jnp.maximum(jnp.sum(squared > 0, dtype=jnp.int32), 1)]])
     usable = dead & jnp.any(squared > 0)
     return jnp.where(usable[:, None], drawn, W)
-
-
-class Learned(NamedTuple):
-    """What `learn_dictionary` returns.
-
-    Attributes:
-        W: `[n_features, d]`, rows of norm 1.
-        objective: `[steps]` mean over the rows of each batch, before its update.
-        l0: `[steps]` mean number of active features.
-    """
-
-    W: jax.Array
-    objective: jax.Array
-    l0: jax.Array
-
-
-def learn_dictionary(
-    x: jax.Array,
-    W: jax.Array,
-    penalty: jax.Array | float,
-    learner: Learner,
-    steps: int,
-    *,
-    batch: int = 256,
-    key: jax.Array,
-    solve: Callable[[jax.Array, jax.Array, jax.Array], Solution] | None = None,
-    refresh_every: int = 0,
-) -> Learned:
-    """Learn atoms from rows in memory: solve a batch, move the atoms, and so on.
-
-    Args:
-        x: `[rows, d]`.
-        W: `[n_features, d]` atoms to begin with (rows of x, random ones, an autoencoder's decoder).
-        penalty: lambda, a scalar or one a feature.
-        learner: how atoms move.
-        steps: batches, drawn without replacement within a pass over the rows.
-        batch: rows in one.
-        key: decides the order of rows and what dead atoms become.
-        solve: (x, W, penalty) -> Solution; by default `lasso` to a gap of 1e-3 with codes that are not negative.
-        refresh_every: atoms that were silent for so many steps are replaced (see `refresh`); 0: never.
-
-    Raises:
-        InputError: a batch that is larger than the data.
-    """
-    if not 0 < batch <= x.shape[0]:
-        raise InputError(f"batch {batch} of {x.shape[0]} rows: give a number from 1 to that of the rows")
-    solve = solve or (lambda x, W, penalty: lasso(x, W, penalty, 1e-3))
-    penalty = jnp.asarray(penalty, x.dtype)
-    weight = jnp.ones(batch, x.dtype)
-    per_pass = x.shape[0] // batch
-
-    @jax.jit
-    def step(i, W, state, silent, x):
-        order = jax.random.permutation(jax.random.fold_in(key, i // per_pass), x.shape[0])
-        rows = x[lax.dynamic_slice_in_dim(order, (i % per_pass) * batch, batch)]
-        codes = solve(rows, W, penalty).codes
-        left = rows - matmul(codes, W)
-        value = jnp.mean(jnp.sum(left * left, axis=-1) + jnp.sum(penalty * jnp.abs(codes), axis=-1))
-        active = codes != 0
-        state, W = learner.update(state, W, rows, codes, weight)
-        silent = jnp.where(jnp.any(active, axis=0), 0, silent + 1)
-        if refresh_every:
-            dead = silent >= refresh_every
-            # The batch's codes are those of the atoms before the update, which are near enough to say what is left.
-            W = refresh(W, dead, rows, codes, weight, jax.random.fold_in(jax.random.fold_in(key, i), 1))
-            state = learner.reset(state, dead)
-            silent = jnp.where(dead, 0, silent)
-        return W, state, silent, value, jnp.mean(jnp.sum(active, axis=-1).astype(x.dtype))
-
-    W = unit_rows(W)
-    state, silent = learner.init(W), jnp.zeros(W.shape[0], jnp.int32)
-    values, counts = [], []
-    for i in range(steps):
-        W, state, silent, value, l0 = step(jnp.array(i, jnp.int32), W, state, silent, x)
-        values.append(value)
-        counts.append(l0)
-    none = jnp.zeros(0, x.dtype)
-    return Learned(W, jnp.stack(values) if values else none, jnp.stack(counts) if counts else none)

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from sparse_jax.coding import objective
-from sparse_jax.coding.learn import Learner, gradient, learn_dictionary, online, quadratic, refresh
-from sparse_jax.errors import InputError
+from sparse_jax.coding.learn import Learner, gradient, online, quadratic, refresh
+from sparse_jax.coding.learn_dictionary import learn_dictionary
 from tests.coding import problems
 from tests.coding.test_fista import arrays
 
@@ -117,11 +117,6 @@ def test_dead_atoms_become_what_is_left():
     np.testing.assert_allclose(made[1], np.array([0, 1, 1]) / np.sqrt(2), rtol=1e-6)
     np.testing.assert_array_equal(made[jnp.array([0, 2])], W[jnp.array([0, 2])])
     np.testing.assert_array_equal(refresh(W, dead, x, codes, jnp.zeros(4), jax.random.key(0)), W)
-
-
-def test_a_batch_that_is_too_large():
-    with pytest.raises(InputError, match="batch 5 of 4 rows"):
-        learn_dictionary(jnp.ones((4, 2)), jnp.eye(2), 0.1, online(), 1, batch=5, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize("learner", [quadratic(), online(), gradient(optax.adam(0.1))], ids=["q", "o", "g"])

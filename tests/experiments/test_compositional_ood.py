@@ -8,7 +8,7 @@ import pytest
 
 from experiments import compositional_ood, compositional_ood_methods
 from experiments.compositional_ood import METHODS, Flags
-from sparse_jax.coding.annealed import learn_annealed
+from sparse_jax.coding.learn_dictionary import learn_dictionary
 from sparse_jax.errors import InputError
 
 FAST = {
@@ -124,9 +124,9 @@ def test_learners_on_several_devices_find_the_same(done, tmp_path, monkeypatch):
 
     def spied(*arguments, mesh, **options):
         given.append(mesh.size)
-        return learn_annealed(*arguments, mesh=mesh, **options)
+        return learn_dictionary(*arguments, mesh=mesh, **options)
 
-    monkeypatch.setattr(compositional_ood_methods, "learn_annealed", spied)
+    monkeypatch.setattr(compositional_ood_methods, "learn_dictionary", spied)
     final = run(dataclasses.replace(done[0], methods=("topk", "annealed-warm"), devices=4, out=tmp_path))
     several, one = (
         next(cell for cell in cells["cells"] if cell["method"] == "annealed-warm") for cells in (final, done[1])
