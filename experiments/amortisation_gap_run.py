@@ -39,12 +39,7 @@ def run(flags: Flags) -> int:
     given = given_of(flags, "model", "revision", "text", "eval_text")
     data = open_data(flags.dictionary, provenance, given, eval_tokens=flags.eval_tokens, tokens=flags.tune_tokens)
     check_width(trained, data, flags.dictionary)
-    if flags.overwrite:
-        run_folder.clear(flags.out)
-    flags.out.mkdir(parents=True, exist_ok=True)
-    resolved = {"dictionary": trained.dictionary.kind, **data.identity()}
-    content = {"flags": run_folder.jsonable(flags), "resolved": resolved, "environment": run_folder.environment()}
-    run_folder.write_json(flags.out / "config.json", content)
+    run_folder.begin(flags, {"dictionary": trained.dictionary.kind, **data.identity()})
     final = measure(flags, data, trained) | {"seconds": time.perf_counter() - started}
     run_folder.write_json(flags.out / "metrics.json", final)
     print_table(final)

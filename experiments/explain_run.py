@@ -50,7 +50,7 @@ def run(flags: Flags) -> int:
     planned = estimate(flags, endpoint, prices, cases) if endpoint else None
     if flags.estimate:
         return 0
-    begin(flags, subject)
+    run_folder.begin(flags, {"dictionary": subject.coder.dictionary.kind, **subject.data.identity()})
     if endpoint:
         explanations, found, asked = ask(flags, endpoint, prices, cases, planned)
     else:
@@ -136,17 +136,6 @@ def estimate(flags: Flags, endpoint: Endpoint, prices: Prices, cases: list[Case]
     print(prices.words(found), flush=True)
     prices.check(found)
     return found
-
-
-def begin(flags: Flags, subject: Subject) -> None:
-    """Make the run folder, or take it over; replies that are there stay."""
-    if flags.overwrite:
-        run_folder.clear(flags.out)
-        (flags.out / RECORDS).unlink(missing_ok=True)
-    flags.out.mkdir(parents=True, exist_ok=True)
-    resolved = {"dictionary": subject.coder.dictionary.kind, **subject.data.identity()}
-    content = {"flags": run_folder.jsonable(flags), "resolved": resolved, "environment": run_folder.environment()}
-    run_folder.write_json(flags.out / "config.json", content)
 
 
 def without_endpoint(subject: Subject, chosen: Chosen) -> tuple[list[str], list[dict[str, dict]], dict]:

@@ -128,6 +128,11 @@ def open_subject(
     return Subject(path, coder, data, eval_rows(data, eval_tokens), provenance)
 
 
+def max_norm_of(given: float | None, subject: Subject) -> float:
+    """The largest norm that counts: as given, else as in the dictionary's training."""
+    return given or subject.provenance.get("max_norm") or float("inf")
+
+
 def check_features(coder: Normalised, features: tuple[int, ...]) -> None:
     """Raises InputError for numbers that are none of its features."""
     n = coder.dictionary.n_features

@@ -17,7 +17,10 @@ import sparse_jax
 from sparse_jax.errors import InputError
 
 # Names that an experiment writes; `--overwrite` removes these and nothing else.
-OWNED = ("config.json", "metrics.jsonl", "metrics.json", "statistics.npz", "report.html", "checkpoints", "dictionaries")
+OWNED = (
+    "config.json", "metrics.jsonl", "metrics.json", "statistics.npz", "report.html", "checkpoints", "dictionaries",
+    "collected.npz", "features", "features.csv", "tables", "training", "explanations.jsonl",
+)  # fmt: skip
 # Flags that say how a run is carried out, not what it computes: they may differ on resume.
 CARRYING_OUT = ("resume", "overwrite", "debug", "out", "reuse_memory", "checkpoint_every", "log_every")
 
@@ -55,6 +58,22 @@ def check_writable(out: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"--out {out} cannot be written: {error.strerror or error}") from error
+
+
+def begin(flags: Any, resolved: dict | None = None) -> None:
+    """Make the folder `flags.out`, an earlier run's files removed with `flags.overwrite`, and write its config.json.
+
+    Args:
+        flags: the experiment's.
+        resolved: what they came to: model, text, dictionary.
+    """
+    if flags.overwrite:
+        clear(flags.out)
+    flags.out.mkdir(parents=True, exist_ok=True)
+    content = {"flags": jsonable(flags), "environment": environment()}
+    if resolved is not None:
+        content["resolved"] = resolved
+    write_json(flags.out / "config.json", content)
 
 
 def clear(out: Path) -> None:

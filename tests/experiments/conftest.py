@@ -54,3 +54,14 @@ def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "words.txt"
     path.write_text("<|endoftext|>".join(documents))
     return path
+
+
+@pytest.fixture(scope="session")
+def autoencoder(model, text, tmp_path_factory):
+    """The run folder of a small l1 dictionary of the tiny model."""
+    from experiments import train_sae
+    from tests.experiments.test_train_sae import flags
+
+    out = tmp_path_factory.mktemp("runs") / "autoencoder"
+    assert train_sae.main(flags(model, text, out, tokens=4096)) == 0
+    return out

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import amortisation_gap, fista_dictionary, train_sae
+from experiments import amortisation_gap, fista_dictionary
 from experiments.amortisation_gap import Flags
 from experiments.amortisation_gap_run import refitted, solved
 from sparse_jax.activations import Normaliser
@@ -16,14 +16,6 @@ from sparse_jax.dictionaries import L1, Fista, Normalised, load, read_card, save
 from sparse_jax.errors import InputError
 from sparse_jax.formats import save_saelens
 from tests.experiments.test_fista_dictionary import flags as sparse_coding_flags
-from tests.experiments.test_train_sae import flags as autoencoder_flags
-
-
-@pytest.fixture(scope="module")
-def autoencoder(model, text, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "autoencoder"
-    assert train_sae.main(autoencoder_flags(model, text, out, tokens=4096)) == 0
-    return out
 
 
 def run(dictionary, out, **changes):

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import command, fista_dictionary, train_sae
+from experiments import command, fista_dictionary
 from experiments.fista_dictionary import Flags
 from sparse_jax.dictionaries import Fista, load
 from sparse_jax.errors import InputError
@@ -18,13 +18,6 @@ def flags(model, text, out, **changes) -> Flags:
     plain = autoencoder_flags(model, text, out)
     fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
     return Flags(**{**fields, "dictionary": Fista(expansion=2, l1=1.0), "tokens": 4096, **changes})
-
-
-@pytest.fixture(scope="module")
-def autoencoder(model, text, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "autoencoder"
-    assert train_sae.main(autoencoder_flags(model, text, out, tokens=4096)) == 0
-    return out
 
 
 @pytest.mark.slow
