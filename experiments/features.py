@@ -1,0 +1,78 @@
+"""Pages of all features of a dictionary: a table to sort and search, and a panel of each with what is known of it.
+
+    python -m experiments.features runs/demo --out runs/demo-features
+    open runs/demo-features/features/index.html
+
+Of every feature that fires on held-out text: how often and how strongly, moments, the tokens it fires on, the strongest
+texts and some of every strength, features that fire with it; the tokens that its direction raises and lowers; what
+ablating it does to the predictions; and the best simple rule for it (no language model judges here), scored on text
+that it was not found on. Rules tell much of a random dictionary too: `experiments.feature_measures` has the controls.
+
+The folder can be sent to others: it needs no network and no server. `collected.npz` holds what was collected
+(`features.Collected.load`). Some minutes for 200,000 tokens and 2,048 features of the embedded model on two CPU cores.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments import command
+
+
+@dataclass(frozen=True)
+class ReadingFlags:
+    """What is read, and on what: experiments on features have these in common."""
+
+    dictionary: Annotated[Path, tyro.conf.Positional]
+    """Run folder, a dictionary's folder, or a folder in SAELens' format."""
+    model: str | None = None
+    """Language model, where the dictionary does not say which or it has another name here."""
+    revision: str | None = None
+    """Its revision."""
+    site: str | None = None
+    """Site, where the dictionary does not say which."""
+    text: str | None = None
+    """Text; by default that of the dictionary's training, or the embedded one."""
+    eval_text: str | None = None
+    """What is read; by default as in training: held-out documents."""
+    eval_tokens: int = 204_800
+    """Held-out tokens to read, at most."""
+    effect_tokens: int = 16_384
+    """Of them, tokens on which features are ablated; 0: none are."""
+    rule_tokens: int = 204_800
+    """Of them, tokens on which rules are found and scored; 0: none are."""
+    max_norm: float | None = None
+    """Places where the activation's norm is larger do not count; by default as in the dictionary's training."""
+    seed: int = 0
+    """Decides which texts are drawn."""
+    overwrite: bool = False
+    """Remove the run in --out first."""
+    debug: bool = False
+    """Show tracebacks of errors in the input."""
+
+
+@dataclass(frozen=True)
+class Flags(ReadingFlags):
+    """Pages of all features of a dictionary."""
+
+    top: int = 6
+    """Strongest texts of each feature."""
+    per_quantile: int = 2
+    """Texts drawn from each fifth of its firings."""
+    tokens_shown: int = 8
+    """Top tokens, and raised and lowered ones."""
+    out: Path = Path("runs/features")
+    """Run folder."""
+
+
+def main(flags: Flags) -> int:
+    """Run the experiment; returns the exit code."""
+    from experiments.features_run import run  # the heavy imports: `--help` does not wait for them
+
+    return run(flags)
+
+
+if __name__ == "__main__":
+    command.main(Flags, main)
