@@ -17,15 +17,17 @@ from typing import Annotated
 import tyro
 
 from experiments import command
-from experiments.features import ReadingFlags
+from experiments.features import MeasuringFlags
 
 
 @dataclass(frozen=True)
-class Flags(ReadingFlags):
+class Flags(MeasuringFlags):
     """What does a feature do?"""
 
     features: Annotated[tuple[int, ...], tyro.conf.Positional] = ()
     """Its number, or several."""
+    effect_tokens: int = 16_384
+    """Of the tokens, those on which the feature is ablated; 0: it is not."""
     earlier: Path | None = None
     """A dictionary of an earlier site of the same model: which of its features cause this one?"""
     texts: int = 5

@@ -24,19 +24,16 @@ Samples that fire often come from few features where a basis has few (neurons, P
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from experiments import command
+from experiments.reading_flags import ReadingFlags
 
 
 @dataclass(frozen=True)
-class Flags:
+class Flags(ReadingFlags):
     """How specific are features, measured without a judge? A dictionary beside its controls."""
 
-    dictionary: Annotated[Path, tyro.conf.Positional]
-    """Run folder, a dictionary's folder, or a folder in SAELens' format."""
     step0_run: Path | None = None
     """The same of a dictionary that was trained on the model with random weights; on its own card's model and text."""
     controls: bool = True
@@ -51,28 +48,10 @@ class Flags:
     """Activations evenly spaced over a feature's range, of which the commonest token's share is taken."""
     by: Literal["correlation", "f1"] = "correlation"
     """What makes a rule the best, on the half that it is found on."""
-    model: str | None = None
-    """Language model, where the dictionary does not say which or it has another name here."""
-    revision: str | None = None
-    """Its revision."""
-    site: str | None = None
-    """Site, where the dictionary does not say which."""
-    text: str | None = None
-    """Text; by default that of the dictionary's training, or the embedded one."""
-    eval_text: str | None = None
-    """What is read; by default as in training: held-out documents."""
-    eval_tokens: int = 204_800
-    """Held-out tokens to read, at most."""
-    max_norm: float | None = None
-    """Places where the activation's norm is larger do not count; by default as in the dictionary's training."""
     seed: int = 0
     """Decides which features and firings are drawn, and the random dictionary."""
     out: Path = Path("runs/feature_measures")
     """Run folder."""
-    overwrite: bool = False
-    """Remove the run in --out first."""
-    debug: bool = False
-    """Show tracebacks of errors in the input."""
 
 
 def main(flags: Flags) -> int:

@@ -14,47 +14,23 @@ The folder can be sent to others: it needs no network and no server. `collected.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from experiments import command
+from experiments.reading_flags import ReadingFlags
 
 
 @dataclass(frozen=True)
-class ReadingFlags:
-    """What is read, and on what: experiments on features have these in common."""
+class MeasuringFlags(ReadingFlags):
+    """What is measured of features: this experiment and `experiments.feature` have it in common."""
 
-    dictionary: Annotated[Path, tyro.conf.Positional]
-    """Run folder, a dictionary's folder, or a folder in SAELens' format."""
-    model: str | None = None
-    """Language model, where the dictionary does not say which or it has another name here."""
-    revision: str | None = None
-    """Its revision."""
-    site: str | None = None
-    """Site, where the dictionary does not say which."""
-    text: str | None = None
-    """Text; by default that of the dictionary's training, or the embedded one."""
-    eval_text: str | None = None
-    """What is read; by default as in training: held-out documents."""
-    eval_tokens: int = 204_800
-    """Held-out tokens to read, at most."""
-    effect_tokens: int = 16_384
-    """Of them, tokens on which features are ablated; 0: none are."""
+    effect_tokens: int = 2048
+    """Of the tokens, those on which features are ablated; 0: none are."""
     rule_tokens: int = 204_800
-    """Of them, tokens on which rules are found and scored; 0: none are."""
-    max_norm: float | None = None
-    """Places where the activation's norm is larger do not count; by default as in the dictionary's training."""
-    seed: int = 0
-    """Decides which texts are drawn."""
-    overwrite: bool = False
-    """Remove the run in --out first."""
-    debug: bool = False
-    """Show tracebacks of errors in the input."""
+    """Of the tokens, those on which rules are found and scored; 0: none are."""
 
 
 @dataclass(frozen=True)
-class Flags(ReadingFlags):
+class Flags(MeasuringFlags):
     """Pages of all features of a dictionary."""
 
     top: int = 6

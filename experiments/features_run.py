@@ -8,7 +8,7 @@ import numpy as np
 from experiments import run_folder
 from experiments.data import check_positive
 from experiments.feature_panels import SCORES, Measured, measure, panels
-from experiments.features import Flags, ReadingFlags
+from experiments.features import Flags, MeasuringFlags
 from experiments.reading import Subject, given_of, max_norm_of, open_subject
 from sparse_jax.errors import InputError
 from sparse_jax.features.index_page import write_pages
@@ -52,7 +52,7 @@ def run(flags: Flags) -> int:
     return 0
 
 
-def check(flags: ReadingFlags) -> None:
+def check(flags: MeasuringFlags) -> None:
     """Raises InputError for numbers that cannot be, before anything is loaded."""
     check_positive(flags, "eval_tokens")
     for name in ("effect_tokens", "rule_tokens", "seed"):
@@ -62,7 +62,7 @@ def check(flags: ReadingFlags) -> None:
         raise InputError(f"--max-norm {flags.max_norm}: give a positive number")
 
 
-def opened(flags: ReadingFlags) -> Subject:
+def opened(flags: MeasuringFlags) -> Subject:
     """The dictionary with its model and text; the run folder is checked first."""
     run_folder.prepare(flags.out, overwrite=flags.overwrite)
     given = given_of(flags, "model", "revision", "site", "text", "eval_text")

@@ -29,19 +29,15 @@ A list of prompts is a text file, one a line, or a .jsonl file with a field "tex
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from experiments import command
+from experiments.reading_flags import ReadingFlags
 
 
 @dataclass(frozen=True)
-class Flags:
+class Flags(ReadingFlags):
     """Find features by tokens, a regular expression, a task, two sets of prompts, a pre-prompt, or a direction."""
 
-    dictionary: Annotated[Path, tyro.conf.Positional]
-    """Run folder, a dictionary's folder, or a folder in SAELens' format."""
     tokens: tuple[str, ...] = ()
     """Search for features that fire on these tokens; each must be one token (write the space: " king")."""
     regex: str | None = None
@@ -74,28 +70,12 @@ class Flags:
     """What decides the order; see above."""
     count: int = 20
     """Features in the table."""
-    model: str | None = None
-    """Language model, where the dictionary does not say which or it has another name here."""
-    revision: str | None = None
-    """Its revision."""
-    site: str | None = None
-    """Site, where the dictionary does not say which."""
-    text: str | None = None
-    """Text; by default that of the dictionary's training, or the embedded one."""
-    eval_text: str | None = None
-    """What is read; by default as in training: held-out documents."""
     eval_tokens: int = 204_800
     """Held-out tokens to read, at most: what tokens and expressions are searched in, and top tokens come from."""
-    max_norm: float | None = None
-    """Places where the activation's norm is larger do not count; by default as in the dictionary's training."""
     seed: int = 0
     """Decides the permutations."""
     out: Path = Path("runs/search_features")
     """Run folder."""
-    overwrite: bool = False
-    """Remove the run in --out first."""
-    debug: bool = False
-    """Show tracebacks of errors in the input."""
 
 
 def main(flags: Flags) -> int:
