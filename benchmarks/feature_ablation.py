@@ -44,6 +44,8 @@ class Flags:
     """Active features of the random dictionary, of either sign."""
     rows: int = 16
     """Rows of held-out text."""
+    context: int = 256
+    """Tokens in each."""
     features: int = 0
     """Features that ours runs, drawn from those that fire; 0: all."""
     contexts: int = 4
@@ -60,9 +62,8 @@ class Flags:
 
 def main(flags: Flags) -> None:
     """Time both sides, compare their answers, print."""
-    context = 256
-    given = {"site": flags.site} if flags.site else None
-    subject = open_subject(flags.run, given, eval_tokens=flags.rows * context)
+    given = {"site": flags.site, "context": flags.context}
+    subject = open_subject(flags.run, given, eval_tokens=flags.rows * flags.context)
     lm, site = subject.data.lm, Site.parse(subject.data.site)
     tokens, targets, mask, _ = subject.data.evaluation[subject.numbers]
     coder = subject.coder if flags.basis == "dictionary" else random_dictionary(flags, subject, tokens, mask)

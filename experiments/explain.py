@@ -84,6 +84,8 @@ class Flags:
     """Language model that is read, where the dictionary does not say which or it has another name here."""
     revision: str | None = None
     """Its revision."""
+    site: str | None = None
+    """Site, where the dictionary does not say which."""
     text: str | None = None
     """Text; by default that of the dictionary's training."""
     eval_text: str | None = None

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from experiments.explain import Flags
-from experiments.reading import Subject, controls
+from experiments.reading import Subject, controls, max_norm_of
 from sparse_jax.features.explain import Case, Fragments, Protocol, Reading, activity, draw_features, make_cases
 
 
@@ -25,7 +25,7 @@ class Chosen(NamedTuple):
 def choose(flags: Flags, subject: Subject, fragments: Fragments) -> Chosen:
     """The features that were asked for, and as many of the other bases."""
     data, protocol, chosen = subject.data, Protocol(), Chosen([], {}, {}, {})
-    reading = Reading(data.lm, data.site, data.evaluation, subject.coder)
+    reading = Reading(data.lm, data.site, data.evaluation, subject.coder, max_norm_of(None, subject))
     active, coders = activity(reading, fragments), {"dictionary": subject.coder}
     if set(flags.basis) - {"dictionary"}:
         coders |= controls(subject, max(1, round(active.l0)), flags.seed)

@@ -28,12 +28,13 @@ def explain_by_rules(
         strings: how each token of the vocabulary is written.
     """
     found: dict[tuple[str, int], tuple[str, dict]] = {}
-    for basis, (lm, site, text, coder) in readings.items():
+    for basis, (lm, site, text, coder, max_norm) in readings.items():
         features = [case.feature for case in cases if case.basis == basis]
         if not features:
             continue
         fit, test = (
-            read_tables(lm, coder, site, text, half, features, len(strings)) for half in (numbers[::2], numbers[1::2])
+            read_tables(lm, coder, site, text, half, features, len(strings), max_norm=max_norm)
+            for half in (numbers[::2], numbers[1::2])
         )
         rules = find_rules(fit, test, strings)
         for i, feature in enumerate(features):

@@ -37,9 +37,8 @@ def run(flags: Flags) -> int:
     endpoint, prices = check(flags)
     if not flags.estimate:
         check_folder(flags)
-    subject = open_subject(
-        flags.dictionary, given_of(flags, "model", "revision", "text", "eval_text"), eval_tokens=flags.eval_tokens
-    )
+    given = given_of(flags, "model", "revision", "site", "text", "eval_text")
+    subject = open_subject(flags.dictionary, given, eval_tokens=flags.eval_tokens)
     check_features(subject.coder, flags.features)
     fragments = cut(subject.data.evaluation, subject.numbers, flags.fragment)
     chosen = choose(flags, subject, fragments)

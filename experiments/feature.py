@@ -35,7 +35,8 @@ class Flags(MeasuringFlags):
     causes: int = 8
     """Causes that are shown."""
     cause_texts: int = 20
-    """Texts in which earlier features are ablated: drawn from those with at least half of the largest activation."""
+    """Texts in which earlier features are ablated: drawn from the strongest places and a sample of all firings, those
+    with at least half of the largest activation."""
     tokens_shown: int = 8
     """Top tokens, and raised and lowered ones."""
     replace: bool = False

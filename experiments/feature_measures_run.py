@@ -34,6 +34,10 @@ SHOWN = {
 }
 
 
+class TooFew(InputError):
+    """Too few features fire often enough for a mean and its error."""
+
+
 def run(flags: Flags) -> int:
     """Run the experiment; returns the exit code."""
     started = time.perf_counter()
@@ -49,7 +53,13 @@ def run(flags: Flags) -> int:
     measured, columns = {}, []
     for name, read_on, coder, limit in bases(flags, subject, step0, k, max_norm):
         counts = firing if coder is subject.coder else None
-        figures, rows = measure(flags, name, read_on, coder, limit, counts)
+        try:
+            figures, rows = measure(flags, name, read_on, coder, limit, counts)
+        except TooFew as few:
+            if name == "dictionary":
+                raise
+            print(f"{name} is left out: {few}", flush=True)
+            continue
         measured[name] = figures
         columns.append(rows)
     final = {
@@ -113,13 +123,13 @@ def measure(
     """(means with standard errors, and what they are of; columns of each feature's figures).
 
     Raises:
-        InputError: fewer than two features fire often enough.
+        TooFew: fewer than two features fire often enough.
     """
     halves, data = split_rows(subject.numbers), subject.data
     counts = counts or count(subject, coder, halves, max_norm)
     often = np.flatnonzero(np.minimum(counts[0][0], counts[1][0]) >= flags.min_firings)
     if len(often) < 2:
-        raise InputError(
+        raise TooFew(
             f"{len(often)} features of the {name} fire {flags.min_firings} times in each half of "
             f"{sum(n for _, n in counts):,} tokens: give more --eval-tokens or fewer --min-firings"
         )

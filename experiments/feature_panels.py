@@ -24,6 +24,11 @@ from sparse_jax.lm.sites import Site
 WITH_DIRECT_EFFECT = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_hidden", "attn_z")
 # Features whose effects on the whole vocabulary are in memory at a time.
 BLOCK = 256
+# Places of each feature that are kept at the least as its strongest, and that are drawn from all its firings; the
+# latter of all features together, where a dictionary is wide.
+TOP, SAMPLE, SAMPLED = 20, 256, 1 << 23
+# Firings whose tables are made at once: some 90 bytes each.
+FIRINGS_AT_ONCE = 16e6
 # Rows of text from which the final norm's mean denominator is read.
 DENOMINATOR_ROWS = 8
 SCORES = (
@@ -54,7 +59,14 @@ class Measured:
 
 
 def measure(
-    subject: Subject, features: np.ndarray | None, *, max_norm: float, effect_tokens: int, rule_tokens: int, seed: int
+    subject: Subject,
+    features: np.ndarray | None,
+    *,
+    max_norm: float,
+    effect_tokens: int,
+    rule_tokens: int,
+    seed: int,
+    top: int = 0,
 ) -> Measured:
     """Measure on held-out text, telling what is being done.
 
@@ -65,22 +77,25 @@ def measure(
         effect_tokens: tokens of the rows on which features are ablated, at most; 0: none are.
         rule_tokens: tokens of the rows on which rules are found and scored, at most; 0: none are.
         seed: decides samples.
+        top: strongest places that will be asked for.
     """
     from tqdm import tqdm
 
     data, numbers = subject.data, subject.numbers
     strings = data.tokenizer.token_strings(np.arange(data.lm.config.vocab_size))
+    sigma = denominator(subject)
     with tqdm(total=len(numbers) * data.evaluation.context, desc="collecting", unit="token", unit_scale=True) as bar:
         collected = collect(
             data.lm, data.site, data.evaluation, numbers, subject.coder, max_norm=max_norm, seed=seed,
-            delimiters=delimiter_tokens(strings), progress=bar.update,
+            delimiters=delimiter_tokens(strings), progress=bar.update, top=max(TOP, top),
+            sample=max(SAMPLE // 8, min(SAMPLE, SAMPLED // subject.coder.dictionary.n_features)),
         )  # fmt: skip
     if features is None:
         features = np.flatnonzero(collected.fired > 0)
     rules = effects = None
     if rule_tokens and len(features) and len(some := first_rows(subject, rule_tokens)) > 1:
         print(f"rules for {len(features):,} features on {len(some) * data.evaluation.context:,} tokens", flush=True)
-        rules = best_rules(subject, features, some, strings, max_norm)
+        rules = best_rules(subject, features, collected.fired[features], some, strings, max_norm)
     if effect_tokens and len(features):
         some = first_rows(subject, effect_tokens)
         print(f"ablating {len(features):,} features on {len(some) * data.evaluation.context:,} tokens", flush=True)
@@ -88,7 +103,7 @@ def measure(
         effects = ablation_effects(
             data.lm, subject.coder, data.site, tokens, targets, mask, features, max_norm=max_norm
         )
-    return Measured(collected, np.asarray(features), rules, effects, strings, denominator(subject))
+    return Measured(collected, np.asarray(features), rules, effects, strings, sigma)
 
 
 def first_rows(subject: Subject, tokens: int) -> np.ndarray:
@@ -96,14 +111,33 @@ def first_rows(subject: Subject, tokens: int) -> np.ndarray:
     return subject.numbers[: max(1, tokens // subject.data.evaluation.context)]
 
 
-def best_rules(subject: Subject, features: np.ndarray, rows: np.ndarray, strings: list[str], max_norm: float) -> Rules:
-    """The best rule of each, found on one half of the rows and scored on the other."""
-    data = subject.data
-    found, scored = (
-        read_tables(data.lm, subject.coder, data.site, data.evaluation, half, features, len(strings), max_norm=max_norm)
-        for half in split_rows(rows)
-    )
-    return find_rules(found, scored, strings)
+def best_rules(
+    subject: Subject, features: np.ndarray, fired: np.ndarray, rows: np.ndarray, strings: list[str], max_norm: float
+) -> Rules:
+    """The best rule of each, found on one half of the rows and scored on the other.
+
+    Features that together fire more often than memory allows take a pass over the text for each part of them.
+    """
+    data, made = subject.data, []
+    for part in parts_of(features, fired * (len(rows) / len(subject.numbers))):
+        found, scored = (
+            read_tables(data.lm, subject.coder, data.site, data.evaluation, half, part, len(strings), max_norm=max_norm)
+            for half in split_rows(rows)
+        )
+        made.append(find_rules(found, scored, strings))
+    return Rules.joined(made)
+
+
+def parts_of(features: np.ndarray, firings: np.ndarray) -> list[np.ndarray]:
+    """The features in their order, in parts that have FIRINGS_AT_ONCE firings at most, or a single feature."""
+    parts, total = [[]], 0.0
+    for feature, count in zip(features.tolist(), firings.tolist()):
+        if parts[-1] and total + count > FIRINGS_AT_ONCE:
+            parts.append([])
+            total = 0.0
+        parts[-1].append(feature)
+        total += count
+    return [np.array(part, np.int64) for part in parts]
 
 
 def denominator(subject: Subject) -> float | None:
@@ -144,7 +178,8 @@ def direct_parts(subject: Subject, measured: Measured, block: slice, count: int)
         return {}
     data = subject.data
     effects = direct_logit_effect(data.lm, subject.coder, measured.features[block], data.site, measured.denominator)
-    return valued(measured.strings, np.asarray(effects), count, "raised", "lowered")
+    known = measured.strings[: data.tokenizer.vocab_size]  # a padded vocabulary has ids that stand for nothing
+    return valued(known, np.asarray(effects), count, "raised", "lowered")
 
 
 def ablation_parts(subject: Subject, measured: Measured, block: slice, count: int) -> dict[str, list]:
@@ -153,7 +188,8 @@ def ablation_parts(subject: Subject, measured: Measured, block: slice, count: in
     if effects is None:
         return {}
     change = mean_logit_change(subject.data.lm, effects, block, log_p=True)
-    parts = valued(measured.strings, change, count, "ablation_raised", "ablation_lowered")
+    known = measured.strings[: subject.data.tokenizer.vocab_size]
+    parts = valued(known, change, count, "ablation_raised", "ablation_lowered")
     scored = effects.scored[block] > 0
     parts = {name: [each if on else () for each, on in zip(values, scored)] for name, values in parts.items()}
     parts["effect"] = [float(rise) if on else None for rise, on in zip(effects.ce_change[block], scored)]
@@ -164,7 +200,7 @@ def ablation_parts(subject: Subject, measured: Measured, block: slice, count: in
 
 
 def valued(strings: list[str], effects: np.ndarray, count: int, up: str, down: str) -> dict[str, list]:
-    """The tokens with the largest and the smallest effects `[n, vocab]` of each feature, as text."""
+    """The tokens with the largest and the smallest effects `[n, vocab]` of each feature, of the first ids, as text."""
     effects = effects[:, : len(strings)]
     found = most_raised_and_lowered(effects, min(count, effects.shape[1]))
 

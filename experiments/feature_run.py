@@ -1,6 +1,7 @@
 """What `experiments.feature` does with its flags, from top to bottom."""
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def run(flags: Flags) -> int:
     features = np.array(flags.features, np.int64)
     measured = measure(
         subject, features, max_norm=max_norm, effect_tokens=flags.effect_tokens, rule_tokens=flags.rule_tokens,
-        seed=flags.seed,
+        seed=flags.seed, top=flags.texts,
     )  # fmt: skip
     top, changes = max(flags.texts, 6), {}
     for number in flags.features:
@@ -53,7 +54,7 @@ def run(flags: Flags) -> int:
         subject, measured, tokens=flags.tokens_shown, top=top, before=BEFORE, after=AFTER,
         changes_at=lambda feature, row: changes.get((feature, row)),
     )  # fmt: skip
-    made = [with_contexts(flags, subject, measured, panel, earlier, max_norm) for panel in plain]
+    made = [with_contexts(flags, subject, measured, panel, earlier) for panel in plain]
     page = write_pages(
         flags.out / PAGES,
         f"{subject.coder.dictionary.kind} dictionary of {subject.data.site}",
@@ -68,7 +69,14 @@ def run(flags: Flags) -> int:
     return 0
 
 
-def open_earlier(flags: Flags, subject: Subject) -> Located:
+class Earlier(NamedTuple):
+    """A dictionary of an earlier site, and the largest norm of activations there that counts."""
+
+    located: Located
+    max_norm: float
+
+
+def open_earlier(flags: Flags, subject: Subject) -> Earlier:
     """The dictionary of an earlier site, of the same model.
 
     Raises:
@@ -83,11 +91,11 @@ def open_earlier(flags: Flags, subject: Subject) -> Located:
     site = check_site(subject.data.lm.config, provenance["site"])
     check_order(site, subject.data.site)
     check_width(coder, dataclasses.replace(subject.data, site=site), flags.earlier)
-    return Located(site, coder)
+    return Earlier(Located(site, coder), provenance.get("max_norm") or float("inf"))
 
 
 def with_contexts(
-    flags: Flags, subject: Subject, measured: Measured, panel: FeaturePanel, earlier: Located | None, max_norm: float
+    flags: Flags, subject: Subject, measured: Measured, panel: FeaturePanel, earlier: Earlier | None
 ) -> FeaturePanel:
     """The panel with what single texts say: what the feature needs, what causes it."""
     fires = measured.collected.top.rows[panel.index] >= 0
@@ -98,7 +106,7 @@ def with_contexts(
     panel = dataclasses.replace(panel, needs=needs(flags, subject, panel, rows, positions))
     if earlier is None:
         return panel
-    return dataclasses.replace(panel, causes=caused_by(flags, subject, measured, panel, earlier, max_norm))
+    return dataclasses.replace(panel, causes=caused_by(flags, subject, measured, panel, earlier))
 
 
 def changes_in_texts(
@@ -133,7 +141,7 @@ def needs(
 
 
 def caused_by(
-    flags: Flags, subject: Subject, measured: Measured, panel: FeaturePanel, earlier: Located, max_norm: float
+    flags: Flags, subject: Subject, measured: Measured, panel: FeaturePanel, earlier: Earlier
 ) -> tuple[Cause, ...]:
     """The earlier features whose ablation lowers the activation most, where it is at least half of its largest."""
     sample, top = measured.collected.sample, measured.collected.top
@@ -147,10 +155,10 @@ def caused_by(
     data = subject.data
     tokens, _, mask, _ = data.evaluation[rows[chosen].astype(np.int64)]
     later, places = Located(data.site, subject.coder), positions[chosen].astype(np.int64)
-    found = causes(data.lm, earlier, later, panel.index, tokens, mask, places, max_norm=max_norm)
+    found = causes(data.lm, earlier.located, later, panel.index, tokens, mask, places, max_norm=earlier.max_norm)
     cosines = found.cosine if found.cosine is not None else [None] * len(found.features)
     return tuple(
-        Cause(int(number), float(drop), None if cosine is None else float(cosine), str(earlier.site))
+        Cause(int(number), float(drop), None if cosine is None else float(cosine), str(earlier.located.site))
         for number, drop, cosine in list(zip(found.features, found.drop, cosines))[: flags.causes]
     )
 

@@ -24,9 +24,9 @@ class MeasuringFlags(ReadingFlags):
     """What is measured of features: this experiment and `experiments.feature` have it in common."""
 
     effect_tokens: int = 2048
-    """Of the tokens, those on which features are ablated; 0: none are."""
+    """Tokens of the rows (padding included) on which features are ablated; 0: none are."""
     rule_tokens: int = 204_800
-    """Of the tokens, those on which rules are found and scored; 0: none are."""
+    """Tokens of the rows (padding included) on which rules are found and scored; 0: none are."""
 
 
 @dataclass(frozen=True)

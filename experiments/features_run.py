@@ -30,7 +30,7 @@ def run(flags: Flags) -> int:
     max_norm = max_norm_of(flags.max_norm, subject)
     measured = measure(
         subject, None, max_norm=max_norm, effect_tokens=flags.effect_tokens, rule_tokens=flags.rule_tokens,
-        seed=flags.seed,
+        seed=flags.seed, top=flags.top,
     )  # fmt: skip
     if not len(measured.features):
         raise InputError(f"no feature fires on the {measured.collected.tokens:,} tokens: read more, or another text")

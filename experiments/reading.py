@@ -22,6 +22,7 @@ from sparse_jax.activations import Statistics, collect_statistics
 from sparse_jax.dictionaries import Normalised, load, read_card
 from sparse_jax.errors import InputError
 from sparse_jax.formats import load_saelens
+from sparse_jax.lm.model import check_site
 from sparse_jax.training import fit_floors
 
 # What a dictionary's card decides of the text flags.
@@ -74,7 +75,9 @@ def read_dictionary(path: Path) -> tuple[Normalised, dict]:
     return in_float32(load(path)), read_card(path).get("provenance") or {}
 
 
-def open_data(path: Path, provenance: dict, given: dict, *, eval_tokens: int, tokens: int) -> Data:
+def open_data(
+    path: Path, provenance: dict, given: dict, *, eval_tokens: int, tokens: int, like: Subject | None = None
+) -> Data:
     """Model, site and rows: as the dictionary was trained, unless said otherwise. Float32.
 
     Args:
@@ -83,6 +86,7 @@ def open_data(path: Path, provenance: dict, given: dict, *, eval_tokens: int, to
         given: names of `TextFlags` (and "site") -> what to take instead; None: what the card says.
         eval_tokens: held-out tokens, at most.
         tokens: training tokens that will be asked for.
+        like: whose model and text are shared where they are the same.
 
     Raises:
         InputError: neither the dictionary nor a flag says which model and site; what they say cannot be used.
@@ -92,10 +96,14 @@ def open_data(path: Path, provenance: dict, given: dict, *, eval_tokens: int, to
     if site is None:
         raise InputError(f"the dictionary in {path} does not say which site it was trained on: give --site")
     decided = {name: provenance[name] for name in TEXT if provenance.get(name) is not None} | given
+    if "text" in given and "eval_text" not in given:  # a text of its own is read, not what training measured on
+        decided.pop("eval_text", None)
     if "model" not in decided:
         raise InputError(f"the dictionary in {path} does not say of which model it is: give --model")
-    flags = DataFlags(**decided, compute_dtype="float32", eval_tokens=eval_tokens, tokens=tokens)
-    (data,) = load_data(resolve_bos(flags), site)
+    flags = resolve_bos(DataFlags(**decided, compute_dtype="float32", eval_tokens=eval_tokens, tokens=tokens))
+    if like is not None and like.data.flags == flags:
+        return dataclasses.replace(like.data, site=check_site(like.data.lm.config, site))
+    (data,) = load_data(flags, site)
     return data.in_float32()
 
 
@@ -109,7 +117,12 @@ def check_width(coder: Normalised, data: Data, path: Path) -> None:
 
 
 def open_subject(
-    path: Path, given: dict | None = None, *, eval_tokens: int, tokens: int = STATISTICS_TOKENS
+    path: Path,
+    given: dict | None = None,
+    *,
+    eval_tokens: int,
+    tokens: int = STATISTICS_TOKENS,
+    like: Subject | None = None,
 ) -> Subject:
     """The dictionary in a folder with its model and its held-out text.
 
@@ -118,12 +131,13 @@ def open_subject(
         given: what to take instead of what its card says, see `open_data`.
         eval_tokens: held-out tokens to read, at most.
         tokens: training tokens that will be asked for.
+        like: another subject, whose model and text are shared where this one's are the same.
 
     Raises:
         InputError: there is none, or its model or text cannot be used.
     """
     coder, provenance = read_dictionary(path)
-    data = open_data(path, provenance, given or {}, eval_tokens=eval_tokens, tokens=tokens)
+    data = open_data(path, provenance, given or {}, eval_tokens=eval_tokens, tokens=tokens, like=like)
     check_width(coder, data, path)
     return Subject(path, coder, data, eval_rows(data, eval_tokens), provenance)
 
@@ -143,12 +157,16 @@ def check_features(coder: Normalised, features: tuple[int, ...]) -> None:
 def controls(subject: Subject, k: int, seed: int = 0) -> dict[str, Normalised]:
     """Neurons, PCA and a random dictionary of as many features, each token keeping its k largest coefficients.
 
-    By name, as in CONTROLS. Fitted from the run's statistics where it kept them, else from training text. Their codes
+    By name, as in CONTROLS. Fitted from the run's statistics where it kept them (and is read where it was trained),
+    else from training text. Their codes
     have both signs; features are read where they are positive.
     """
-    data, path = subject.data, subject.path / "statistics.npz"
+    data, path, card = subject.data, subject.path / "statistics.npz", subject.provenance
     blocks = blocks_at(data, seed)
-    if path.is_file():
+    its_own = (card.get("site"), card.get("model"), card.get("text")) == (
+        str(data.site), data.flags.model, data.flags.text,
+    )  # fmt: skip
+    if path.is_file() and its_own:
         statistics = Statistics.load(path)
     else:
         statistics = collect_statistics(blocks, max(1, STATISTICS_TOKENS // blocks.tokens_per_block))

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import run_folder, sweep
 from experiments.data import check_positive
-from experiments.reading import Subject, controls, given_of, open_subject
+from experiments.reading import Subject, controls, given_of, max_norm_of, open_subject
 from experiments.sweep_members import choices
 from experiments.top_tokens import Flags
 from sparse_jax.dictionaries import L1, Normalised
@@ -101,9 +101,11 @@ def trained_folders(out: Path) -> list[Path]:
 def opened(flags: Flags, folders: Sequence[Path]) -> list[Subject]:
     """The dictionaries with their models and texts."""
     given = given_of(flags, "revision", "text") | {"model": None if flags.prompts else flags.model}
-    subjects = [open_subject(folder, given, eval_tokens=flags.read_tokens) for folder in folders]
-    for subject in subjects:
-        text_of(flags, subject)  # raises for what cannot be read
+    subjects: list[Subject] = []
+    for folder in folders:  # dictionaries of one model and text share them
+        like = subjects[0] if subjects else None
+        subjects.append(open_subject(folder, given, eval_tokens=flags.read_tokens, like=like))
+        text_of(flags, subjects[-1])  # raises for what cannot be read
     return subjects
 
 
@@ -158,7 +160,7 @@ def collected(flags: Flags, subject: Subject, coder: Normalised) -> Collected:
     name = f"{coder.dictionary.kind} at {data.site}"
     with tqdm(total=numbers.size * text.context, desc=name, unit="token", unit_scale=True, mininterval=0.5) as bar:
         return collect(data.lm, data.site, text, numbers, coder, top=1, sample=1, coactive_tokens=1,
-                       progress=bar.update)  # fmt: skip
+                       max_norm=max_norm_of(None, subject), progress=bar.update)  # fmt: skip
 
 
 def figures(found: Collected) -> dict:

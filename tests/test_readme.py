@@ -11,7 +11,7 @@ import pytest
 
 from experiments import harvest
 from sparse_jax.activations.normalise import Normaliser
-from sparse_jax.dictionaries import L1, Normalised, save
+from sparse_jax.dictionaries import Normalised, TopK, save
 
 README = Path(__file__).parents[1] / "README.md"
 PROVENANCE = {"model": "novel-neox", "revision": None, "site": "resid_post.3", "context": 256, "bos": "none"}
@@ -21,7 +21,7 @@ NOT_RUN = ("meta-llama/",)
 
 @pytest.mark.slow
 def test_every_example_runs(tmp_path, monkeypatch):
-    dictionary = L1().sized(256, compute_dtype="float32")
+    dictionary = TopK().sized(256, compute_dtype="float32")
     trained = Normalised(dictionary, dictionary.init(jax.random.key(0)), Normaliser(jnp.zeros(256), jnp.ones(())))
     save(tmp_path / "runs" / "demo" / "dictionaries" / "resid_post.3", trained, PROVENANCE)
     monkeypatch.chdir(tmp_path)

@@ -1,13 +1,13 @@
 """Floor 3: what a feature means. What it fires on, what it does, what causes it; searches, explanations, pages.
 
-    collect                 one pass over a text: densities, moments, strongest and sampled places, tokens
-    top_tokens              tables of the tokens that features fire on
-    direct_logit_effect     which tokens a direction raises; ablation_effects: what ablating does to predictions
-    context_needs           which earlier tokens a feature needs; causes: which earlier features it needs
-    find_rules              the best simple rule for a feature, found and scored without a judge
-    search_*                features by tokens, by task, by prompts, by direction
-    explain                 explanations by language models, and their scores
-    collected_panels, write_pages    all of it as pages; plots and run_view for notebooks
+collect                 one pass over a text: densities, moments, strongest and sampled places, tokens
+top_tokens              tables of the tokens that features fire on
+direct_logit_effect     which tokens a direction raises; ablation_effects: what ablating does to predictions
+context_needs           which earlier tokens a feature needs; causes: which earlier features it needs
+find_rules              the best simple rule for a feature, found and scored without a judge
+search_*                features by tokens, by task, by prompts, by direction
+explain                 explanations by language models, and their scores
+collected_panels, write_pages    all of it as pages; plots and run_view for notebooks
 """
 
 from sparse_jax.features.ablation import AblationEffects, ablation_effects, mean_logit_change

@@ -133,12 +133,16 @@ def _passages(
     text: Rows, chosen: Chosen, windows: np.ndarray, part: slice, token_strings, before: int, changes_at
 ) -> tuple[Passage, ...]:
     """The texts of one feature."""
-    tokens, _, _, documents = text[chosen.rows[part]]
+    tokens, _, mask, documents = text[chosen.rows[part]]
     made = []
     for i, place in enumerate(range(part.start, part.stop)):
         position, window = int(chosen.positions[place]), windows[place]
         inside = window[~np.isnan(window)]
-        shown = slice(max(0, position - before), max(0, position - before) + len(inside))
+        first = max(0, position - before)
+        # What fills a short row up is no text; a code where the mask drops the token is no firing.
+        there = np.flatnonzero(documents[i, first : first + len(inside)] >= 0)
+        shown = slice(first, first + int(there[-1]) + 1)
+        inside = np.where(mask[i, shown], inside[: shown.stop - first], 0)
         context = Context(
             tokens=tuple(token_strings(tokens[i, shown])),
             activations=tuple(inside.tolist()),

@@ -30,8 +30,6 @@ from sparse_jax.lm.sites import Site
 
 # Rows are cut to a multiple of so many positions: contexts of like length share a compiled program.
 _LENGTH_STEP = 32
-# Red: needed; blue: held down. The hues of the page's shades, taken over for one list.
-_HUES = "--heat:220 38 38;--cold:37 99 235"
 
 
 class Needs(NamedTuple):
@@ -174,6 +172,8 @@ def need_contexts(
 def needs_html(contexts: Sequence[Context], maximum: float, shown: int = 40) -> str:
     """A list for a page, to stand under the texts: the last `shown` tokens, red where needed, blue where held down.
 
+    The page's style gives the class `needs` these hues.
+
     Args:
         contexts: from `need_contexts`.
         maximum: the activation at full shade: the feature's maximum.
@@ -181,7 +181,7 @@ def needs_html(contexts: Sequence[Context], maximum: float, shown: int = 40) -> 
     """
     items = "".join(_context(_tail(context, shown), maximum) for context in contexts)
     label = html.escape("what the activation loses without each earlier token: red loses, blue gains")
-    return f'<ol class="ctx needs" style="{_HUES}" aria-label="{label}">{items}</ol>'
+    return f'<ol class="ctx needs" aria-label="{label}">{items}</ol>'
 
 
 def _tail(context: Context, shown: int) -> Context:

@@ -6,6 +6,7 @@ The style is confined to the piece, in the colours of the report, and follows th
 from collections.abc import Iterable
 
 from sparse_jax.features import page
+from sparse_jax.features.context_ablation import needs_html
 from sparse_jax.features.page import FeatureCard, Table
 from sparse_jax.features.panels import FeaturePanel, Valued
 from sparse_jax.features.svg import escape, short_number
@@ -16,6 +17,8 @@ var(--rule);border-radius:8px;background:var(--sheet);color:var(--ink);font:14px
 "Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;overflow-wrap:break-word;
 @media(prefers-color-scheme:dark){--sheet:#1a1d23;--ink:#e6e8eb;--muted:#9ea7b3;--rule:#2f353e;--tint:#1c2a3a;
 --heat:164 88 0;--cold:32 98 164}
+.needs{--heat:240 106 96;--cold:96 148 240}
+@media(prefers-color-scheme:dark){.needs{--heat:168 40 40;--cold:36 84 190}}
 *{box-sizing:border-box}
 h3,h4{margin:.8rem 0 0;font-size:1rem;line-height:1.3;font-weight:650;color:inherit}
 h4{font-size:.85rem}
@@ -98,6 +101,7 @@ def panel_html(panel: FeaturePanel) -> str:
         + _figures(panel)
         + _tokens("Top tokens", panel.top_tokens, panel.maximum)
         + (f'<h4>Texts</h4><ol class="ctx">{contexts}</ol>' if contexts else "")
+        + (f"<h4>What it needs there</h4>{needs_html(panel.needs, panel.maximum)}" if panel.needs else "")
         + _tokens("Logits raised", panel.raised)
         + _tokens("Logits lowered", panel.lowered)
         + _tokens("Likelier where it is ablated", panel.ablation_raised)

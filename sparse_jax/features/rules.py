@@ -12,6 +12,7 @@ Source: Bills et al. 2023 and Cunningham et al. 2023 score explanations by corre
 """
 
 import re
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -80,6 +81,23 @@ class Rules(NamedTuple):
     found: dict[str, Found]
     best: Int64[np.ndarray, " features"]
     scores: Scores
+
+    @classmethod
+    def joined(cls, parts: Sequence["Rules"]) -> "Rules":
+        """Rules of several lists of features as those of one."""
+
+        def scores(each: list[Scores]) -> Scores:
+            return Scores(*map(np.concatenate, zip(*each)))
+
+        found = {
+            kind: Found(
+                np.concatenate([part.found[kind].rule for part in parts]),
+                np.concatenate([part.found[kind].fitted for part in parts]),
+                scores([part.found[kind].scores for part in parts]),
+            )
+            for kind in parts[0].found
+        }
+        return cls(found, np.concatenate([part.best for part in parts]), scores([part.scores for part in parts]))
 
     def words(self, feature: int, strings: list[str]) -> str:
         """The best rule of a feature in words; `strings` is how tokens are written."""

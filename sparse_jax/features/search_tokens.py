@@ -6,7 +6,8 @@ r"""Search by tokens or by a regular expression: which features fire where a tar
     best = ranking(sums.scores().f1[:, 0])
 
 A target says for every place of a row whether it holds. Only sums are kept, so the text may be of any length, and sums
-of parts add up (`merge`). Masked places and outliers count for nothing.
+of parts add up (`merge`). Masked places count for nothing, nor do those whose activation
+exceeds `max_norm`.
 """
 
 import re

@@ -4,8 +4,9 @@
     table.here                  at the token itself
     table.before                at the token before it
 
-A table has an entry for each (feature, token) that occurs together, so memory follows the firings (24 bytes an entry),
-not n_features x vocab_size.
+A table has an entry for each (feature, token) that occurs together, so memory follows the firings and not n_features x
+vocab_size: all firings of the features that are asked for are held (20 bytes each), and while tables are made of them
+some 90 bytes of each. Ask for few features, or for parts of them one after the other.
 """
 
 from collections.abc import Sequence

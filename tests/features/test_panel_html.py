@@ -56,6 +56,7 @@ def full(tokens=(" a", "b")) -> FeaturePanel:
         effect=0.031,
         top_tokens=valued,
         contexts=(Passage(context),),
+        needs=(context,),
         raised=valued,
         lowered=valued,
         ablation_raised=valued,
@@ -69,7 +70,16 @@ def test_everything_is_shown():
     shown = Pieces(full()._repr_html_()).text
     for piece in ("feature 12 (outlier) — fires on 1.5 % of tokens, max 4, mean 1.25 where it fires", "CE rise 0.031"):
         assert piece in shown
-    for piece in ("a", "0.75", "skew 2.5", "771,234", "880.5", "Logits raised a2b1", "Less likely where it is ablated"):
+    for piece in (
+        "a",
+        "0.75",
+        "skew 2.5",
+        "771,234",
+        "880.5",
+        "What it needs there",
+        "Logits raised a2b1",
+        "Less likely where it is ablated",
+    ):
         assert piece in shown.replace(" b", "b").replace("  ", " ")
     assert "fuzzing" not in shown
     assert "kurtosis" not in shown

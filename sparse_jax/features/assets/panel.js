@@ -143,6 +143,7 @@ function needsBlock({ needs, maximum }, strings) {
 }
 
 function link(number) {
+  if (!place.has(number)) return element("span", { text: String(number) }); // the page of a few features lacks it
   return element("a", { href: `#f${number}`, text: String(number) });
 }
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from sparse_jax.errors import InputError
 from sparse_jax.features.explain.cache import Cache, key_of
-from sparse_jax.features.explain.cost import Prices
+from sparse_jax.features.explain.cost import Prices, count_tokens
 from sparse_jax.features.explain.limits import Pace, retry_after
 from sparse_jax.features.explain.requests import Reply, Request
 
@@ -245,8 +245,11 @@ class Client:
                 continue
             with self._lock:
                 self.paid["calls"] += 1
-                for name in ("prompt_tokens", "completion_tokens"):
-                    self.paid[name] += (reply.usage or {}).get(name, 0)
+                # An endpoint that does not say what it used is taken to have used what the words come to.
+                words = {"prompt_tokens": request.system + request.user, "completion_tokens": reply.text}
+                for name, text in words.items():
+                    said = (reply.usage or {}).get(name)
+                    self.paid[name] += count_tokens(text) if said is None else said
             return reply
         raise AssertionError("unreachable")
 

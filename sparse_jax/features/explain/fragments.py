@@ -26,6 +26,7 @@ from sparse_jax.errors import InputError
 from sparse_jax.lm.model import LanguageModel
 from sparse_jax.lm.rows import Rows
 from sparse_jax.lm.sites import Site
+from sparse_jax.numerics import safe_norm
 
 # Rows of text that go through model and encoder at once.
 ROWS = 8
@@ -68,28 +69,30 @@ def cut(text: Rows, numbers: np.ndarray, length: int = 64) -> Fragments:
     """
     if not 1 <= length <= text.context:
         raise InputError(
-            f"fragments of {length} tokens do not fit rows of {text.context}: give longer rows (--context)"
+            f"fragments of {length} tokens do not fit rows of {text.context}: give --fragment {text.context} or less"
         )
     numbers, pieces = np.unique(np.asarray(numbers, np.int64)), text.context // length
     tokens, _, mask, document = (a[:, : pieces * length].reshape(-1, length) for a in text[numbers])
     rows = np.repeat(numbers, pieces)
     starts = np.tile(np.arange(pieces, dtype=np.int32) * length, len(numbers))
     first = np.where(document >= 0, document, np.iinfo(np.int32).max).min(axis=1)
-    keep = 2 * mask.sum(axis=1) >= length
+    # What fills a short row up is no text, to be shown or paid for.
+    keep = (2 * mask.sum(axis=1) >= length) & (document >= 0).all(axis=1)
     documents = np.stack([first, document.max(axis=1)], axis=1).astype(np.int32)
     return Fragments(length, rows[keep], starts[keep], tokens[keep], mask[keep], documents[keep])
 
 
-def _codes(lm, coder, tokens, mask, site):
+def _codes(lm, coder, tokens, mask, max_norm, site):
     """Codes `[rows, position, n_features]`, 0 where a feature does not fire or the token does not count."""
     x = activations(lm, tokens, site)
     codes = coder.encode(x.reshape(-1, x.shape[-1])).reshape(*tokens.shape, -1)
+    mask = mask & (safe_norm(x) <= max_norm)
     return jnp.where(mask[..., None], jnp.maximum(codes, 0), 0)
 
 
 @partial(jax.jit, static_argnames=("site", "length"))
-def _maxima(lm, coder, tokens, mask, site, length):
-    codes = _codes(lm, coder, tokens, mask, site)
+def _maxima(lm, coder, tokens, mask, max_norm, site, length):
+    codes = _codes(lm, coder, tokens, mask, max_norm, site)
     pieces = tokens.shape[1] // length
     maxima = codes[:, : pieces * length].reshape(len(tokens), pieces, length, -1).max(axis=2)
     fired, sums = jnp.sum(codes > 0, axis=(0, 1), dtype=jnp.int32), jnp.sum(codes, axis=(0, 1))
@@ -97,17 +100,23 @@ def _maxima(lm, coder, tokens, mask, site, length):
 
 
 @partial(jax.jit, static_argnames=("site",))
-def _some_codes(lm, coder, tokens, mask, features, site):
-    return _codes(lm, coder, tokens, mask, site)[..., features]
+def _some_codes(lm, coder, tokens, mask, max_norm, features, site):
+    return _codes(lm, coder, tokens, mask, max_norm, site)[..., features]
 
 
 class Reading(NamedTuple):
-    """What codes are made of: the model, the text and the dictionary."""
+    """What codes are made of: model, text and dictionary; and the largest norm of activations that count."""
 
     lm: LanguageModel
     site: Site
     text: Rows
     coder: Normalised
+    max_norm: float = float("inf")
+
+    @property
+    def limit(self) -> jax.Array:
+        """`max_norm`, for compiled functions."""
+        return jnp.array(self.max_norm, jnp.float32)
 
     def batches(self, numbers: np.ndarray):
         """(numbers, tokens, mask) of ROWS rows at a time; the last batch is filled up with empty rows."""
@@ -142,7 +151,7 @@ def _fragment_maxima(reading: Reading, fragments: Fragments):
     numbers, first = np.unique(fragments.rows, return_index=True)
     of_row = dict(zip(numbers.tolist(), np.split(np.arange(len(fragments)), first[1:])))
     for part, tokens, mask in reading.batches(numbers):
-        found = _maxima(reading.lm, reading.coder, tokens, mask, reading.site, fragments.length)
+        found = _maxima(reading.lm, reading.coder, tokens, mask, reading.limit, reading.site, fragments.length)
         of_rows, fired, sums, counted = map(np.asarray, found)
         which = [of_row[int(row)] for row in part]
         values = [of_rows[i, fragments.starts[these] // fragments.length] for i, these in enumerate(which)]
@@ -188,7 +197,7 @@ def token_activations(
         pairs.setdefault(int(fragments.rows[pair[1]]), []).append(pair)
     found, index = {}, jnp.array(features, jnp.int32)
     for part, tokens, mask in reading.batches(np.array(sorted(pairs), np.int64)):
-        codes = np.asarray(_some_codes(reading.lm, reading.coder, tokens, mask, index, reading.site))
+        codes = np.asarray(_some_codes(reading.lm, reading.coder, tokens, mask, reading.limit, index, reading.site))
         for i, row in enumerate(part):
             for feature, fragment in pairs[int(row)]:
                 start = fragments.starts[fragment]
