@@ -154,6 +154,13 @@ def check_features(coder: Normalised, features: tuple[int, ...]) -> None:
         raise InputError(f"features {', '.join(map(str, wrong))}: the dictionary has 0 to {n - 1}")
 
 
+def read_where_trained(subject: Subject) -> bool:
+    """Whether site, model and text are those of the dictionary's card."""
+    card, flags = subject.provenance, subject.data.flags
+    now = (str(subject.data.site), flags.model, flags.text)
+    return (card.get("site"), card.get("model"), card.get("text")) == now
+
+
 def controls(subject: Subject, k: int, seed: int = 0) -> dict[str, Normalised]:
     """Neurons, PCA and a random dictionary of as many features, each token keeping its k largest coefficients.
 
@@ -161,12 +168,9 @@ def controls(subject: Subject, k: int, seed: int = 0) -> dict[str, Normalised]:
     else from training text. Their codes
     have both signs; features are read where they are positive.
     """
-    data, path, card = subject.data, subject.path / "statistics.npz", subject.provenance
+    data, path = subject.data, subject.path / "statistics.npz"
     blocks = blocks_at(data, seed)
-    its_own = (card.get("site"), card.get("model"), card.get("text")) == (
-        str(data.site), data.flags.model, data.flags.text,
-    )  # fmt: skip
-    if path.is_file() and its_own:
+    if path.is_file() and read_where_trained(subject):
         statistics = Statistics.load(path)
     else:
         statistics = collect_statistics(blocks, max(1, STATISTICS_TOKENS // blocks.tokens_per_block))

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import feature, train_sae
+from experiments import feature, feature_run, train_sae
 from experiments.feature import Flags
 from experiments.feature_run import line_of, needed
 from experiments.reading import open_subject
 from sparse_jax.errors import InputError
+from sparse_jax.features.causes import causes
 from sparse_jax.features.page import Context
 from sparse_jax.lm import forward
 from tests.experiments.test_features import plain_codes
@@ -131,3 +132,32 @@ def test_what_is_called_earlier_must_be(autoencoder, later, tmp_path):
     with pytest.raises(InputError, match=r"site resid_post\.1 does not come before resid_post\.0"):
         feature.main(flags)
     assert not flags.out.exists()
+
+
+def test_norms_of_the_later_site_say_nothing_of_the_earlier_one(subject, strongest, autoencoder, tmp_path, monkeypatch):
+    given = []
+
+    def spied(*arguments, max_norm):
+        given.append(max_norm)
+        return causes(*arguments, max_norm=max_norm)
+
+    monkeypatch.setattr(feature_run, "causes", spied)
+    flags = Flags(
+        subject.path, features=(strongest[0],), earlier=autoencoder, max_norm=1e6, eval_tokens=TOKENS, rule_tokens=0,
+        effect_tokens=0, texts=1, cause_texts=2, out=tmp_path / "feature",
+    )  # fmt: skip
+    assert feature.main(flags) == 0
+    assert given == [float("inf")]
+
+
+def test_as_many_texts_as_are_asked_for(subject, strongest, tmp_path):
+    number, codes, _ = strongest
+    rows = int((codes > 0).any(axis=1).sum())
+    assert rows > 25
+    out = tmp_path / "feature"
+    flags = Flags(
+        subject.path, features=(number,), eval_tokens=TOKENS, rule_tokens=0, effect_tokens=0, texts=25, out=out
+    )
+    assert feature.main(flags) == 0
+    (panel,) = json.loads((out / "metrics.json").read_text())["features"]
+    assert len(panel["needs"]) == 25

@@ -1,6 +1,7 @@
 """One pass over a text collects everything: against a plain NumPy pass, in parts, in several batch shapes, saved."""
 
 import dataclasses
+import importlib
 import tracemalloc
 
 import jax
@@ -12,7 +13,6 @@ from scipy import stats
 from sparse_jax.activations.normalise import Normaliser
 from sparse_jax.dictionaries import L1, Neurons, Normalised
 from sparse_jax.errors import InputError
-from sparse_jax.features import collect as module
 from sparse_jax.features import places as kept_places
 from sparse_jax.features.collect import Collected, activation_edges, collect, delimiter_tokens, memory
 from sparse_jax.features.firings import _codes, firings, rows_at_once
@@ -20,6 +20,8 @@ from sparse_jax.features.places import priorities, token_priorities
 from sparse_jax.lm import Site, forward, random_model
 from sparse_jax.lm.families.gpt_neox import GPTNeoXConfig
 from sparse_jax.lm.rows import Rows
+
+module = importlib.import_module("sparse_jax.features.collect")  # the package's name is the function's
 
 CONTEXT, VOCAB, D, SITE = 30, 20, 8, Site("mlp_out", 1)
 ARRAYS = ("fired", "sums", "maximum", "first", "first_delimiters", "delimiters", "rows")

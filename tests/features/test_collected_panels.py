@@ -1,5 +1,7 @@
 """Panels of what was collected, against plain counting on a text in which features are planted."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from sparse_jax.errors import InputError
 from sparse_jax.features.collect import collect
 from sparse_jax.features.collected_panels import choose_places, collected_panels, histogram_of
 from sparse_jax.features.firings import firings
+from sparse_jax.lm.row_cuts import Cuts
 from tests.features.planted import CONTEXT, N_FEATURES, SITE, TOKEN, planted
 
 
@@ -160,3 +163,27 @@ def test_any_edges_give_a_histogram(edges):
         assert (found is None) == (collected.fired[feature] == 0)
         if found:
             assert np.sum(found.counts) + np.sum(found.rest) == collected.fired[feature]
+
+
+def test_padding_is_no_text_and_masked_tokens_do_not_fire():
+    """Rows that end early: what fills them up is not shown, and what stands at the dropped first place is 0."""
+    p = planted()
+    tokens, _, _, _ = p.rows[np.arange(len(p.rows))]
+    lengths = np.full(len(p.rows), CONTEXT)
+    lengths[1::2] = CONTEXT - 9
+    cuts = Cuts(np.arange(len(p.rows)) * CONTEXT, lengths, np.zeros(len(p.rows), np.int64))
+    short = dataclasses.replace(p.rows, cuts=cuts)
+    numbers = np.arange(len(p.rows))
+    found = collect(p.lm, SITE, short, numbers, p.coder, sample=64, top=10)
+    rows = {tuple(p.tokenizer.token_strings(tokens[r, : lengths[r]])): r for r in numbers}
+    fill = p.tokenizer.token_strings(np.array([short.fill_id]))[0]
+    seen = 0
+    for panel in collected_panels(found, p.lm, SITE, short, p.coder, p.tokenizer.token_strings, before=99, after=99):
+        for passage in panel.contexts:
+            context = passage.context
+            row = rows[context.tokens]  # the whole row, and nothing behind it
+            seen += lengths[row] < CONTEXT
+            assert context.activations[0] == 0
+            assert len(context.tokens) == lengths[row]
+    assert seen
+    assert fill is not None

@@ -11,6 +11,7 @@ from sparse_jax.errors import InputError
 from sparse_jax.features.explain import Cache, Client, Endpoint, Prices, Request, prompts
 from sparse_jax.features.explain.client import parse_reply
 from sparse_jax.features.explain.limits import Pace, retry_after
+from tests.features.explain import endpoint
 from tests.features.explain.endpoint import Server
 
 KEY = "sk-test-0123456789abcdef"
@@ -240,6 +241,16 @@ def test_the_limit_of_costs_ends_a_run(server):
         client.ask_all([simulation(f"w{i}") for i in range(20)])
     assert client.spent >= 60
     assert sum(server.bodies.values()) == client.paid["calls"] < 4
+
+
+def test_an_endpoint_that_does_not_say_what_it_used(server, monkeypatch):
+    whole = endpoint.completion
+    monkeypatch.setattr(endpoint, "completion", lambda *given: whole(*given) | {"usage": None})
+    prices = Prices(1e6, 1e6, limit=60.0)
+    client = client_of(server, prices=prices, concurrency=1)
+    with pytest.raises(InputError, match="--max-cost 60 is spent"):
+        client.ask_all([simulation(f"w{i}") for i in range(20)])
+    assert client.paid["prompt_tokens"] > client.paid["completion_tokens"] > 0
 
 
 def test_odd_replies():

@@ -74,9 +74,10 @@ def test_what_hardly_counts_is_left_out(text):
     cuts = Cuts(np.array([0, 10, 20, 40]), np.array([30, 30, 12, 30]), np.array([0, 20, 0, 21]))
     short = dataclasses.replace(text, cuts=cuts)
     found = cut(short, np.arange(4), LENGTH)
-    # Row 1 has counted up to position 20, so 4 tokens of its last fragment count, in row 3 only 3; row 2 ends at 12.
-    assert list(zip(found.rows.tolist(), found.starts.tolist())) == [(0, 0), (0, 8), (0, 16), (1, 16), (2, 0), (2, 8)]
-    assert found.counts.sum(axis=1).tolist() == [7, 8, 8, 4, 7, 4]
+    # Row 1 has counted up to position 20, so 4 tokens of its last fragment count, in row 3 only 3; row 2 ends at 12, in
+    # the middle of its second fragment.
+    assert list(zip(found.rows.tolist(), found.starts.tolist())) == [(0, 0), (0, 8), (0, 16), (1, 16), (2, 0)]
+    assert found.counts.sum(axis=1).tolist() == [7, 8, 8, 4, 7]
     assert found.documents[-1].tolist() == [0, 0]
 
 
@@ -102,6 +103,16 @@ def test_what_fires_against_the_direct_encoding(reading, text, codes):
     assert set(values) == set(wanted)
     for feature, i in wanted:
         np.testing.assert_allclose(values[feature, i], parts[i, :, feature], atol=1e-5)
+
+
+def test_large_activations_do_not_count(reading, text, codes):
+    fragments = cut(text, NUMBERS, LENGTH)
+    x = forward(reading.lm, jnp.array(text[NUMBERS].tokens), capture=[reading.site]).captured[str(reading.site)]
+    norms = np.linalg.norm(np.asarray(x), axis=-1)
+    limit = float(np.median(norms))
+    found = activity(reading._replace(max_norm=limit), fragments)
+    np.testing.assert_array_equal(found.fired, ((codes[NUMBERS] > 0) & (norms <= limit)[..., None]).sum(axis=(0, 1)))
+    assert found.fired.sum() < activity(reading, fragments).fired.sum()
 
 
 def test_one_compilation_whatever_the_features(reading, text):
