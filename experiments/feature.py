@@ -28,19 +28,10 @@ class Flags(MeasuringFlags):
     """Its number, or several."""
     effect_tokens: int = 16_384
     """Of the tokens, those on which the feature is ablated; 0: it is not."""
-    earlier: Path | None = None
-    """A dictionary of an earlier site of the same model: which of its features cause this one?"""
     texts: int = 5
     """Strongest texts that are printed, and in which the context is ablated."""
-    causes: int = 8
-    """Causes that are shown."""
-    cause_texts: int = 20
-    """Texts in which earlier features are ablated: drawn from the strongest places and a sample of all firings, those
-    with at least half of the largest activation."""
     tokens_shown: int = 8
     """Top tokens, and raised and lowered ones."""
-    replace: bool = False
-    """Replace earlier tokens by ten others drawn from the text; by default each is dropped, and the rest moves up."""
     out: Path = Path("runs/feature")
     """Run folder."""
 

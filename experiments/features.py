@@ -27,6 +27,16 @@ class MeasuringFlags(ReadingFlags):
     """Tokens of the rows (padding included) on which features are ablated; 0: none are."""
     rule_tokens: int = 204_800
     """Tokens of the rows (padding included) on which rules are found and scored; 0: none are."""
+    earlier: Path | None = None
+    """A dictionary of an earlier site of the same model: which of its features cause these?"""
+    causes: int = 8
+    """Causes that are shown."""
+    cause_texts: int = 20
+    """Texts in which earlier features are ablated: drawn from the strongest places and a sample of all firings, those
+    with at least half of the largest activation."""
+    replace: bool = False
+    """Where needed tokens are looked for, replace earlier tokens by ten others drawn from the text; by default each is
+    dropped, and the rest moves up."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,10 @@ class Flags(MeasuringFlags):
     """Texts drawn from each fifth of its firings."""
     tokens_shown: int = 8
     """Top tokens, and raised and lowered ones."""
+    need_texts: int = 0
+    """Strongest texts of each feature in which every earlier token is taken away: seconds a feature, as --earlier."""
+    explanations: Path | None = None
+    """Run folder of `experiments.explain`, whose explanations and scores are shown."""
     out: Path = Path("runs/features")
     """Run folder."""
 

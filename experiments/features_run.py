@@ -1,18 +1,22 @@
 """What `experiments.features` does with its flags, from top to bottom."""
 
+import dataclasses
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 
 from experiments import run_folder
 from experiments.data import check_positive
 from experiments.feature_panels import SCORES, Measured, measure, panels
+from experiments.feature_texts import open_earlier, with_contexts
 from experiments.features import Flags, MeasuringFlags
 from experiments.reading import Subject, given_of, max_norm_of, open_subject
 from sparse_jax.errors import InputError
 from sparse_jax.features.index_page import write_pages
 from sparse_jax.features.panels import FeaturePanel
+from sparse_jax.training import read_lines
 
 COLLECTED = "collected.npz"
 PAGES = "features"
@@ -24,18 +28,26 @@ def run(flags: Flags) -> int:
     """Run the experiment; returns the exit code."""
     started = time.perf_counter()
     check(flags)
-    check_positive(flags, "top", "per_quantile", "tokens_shown")
+    check_positive(flags, "top", "per_quantile", "tokens_shown", "causes", "cause_texts")
+    if flags.need_texts < 0:
+        raise InputError(f"--need-texts {flags.need_texts}: give 0 or more")
+    explained = {} if flags.explanations is None else read_explanations(flags.explanations)
     subject = opened(flags)
+    earlier = None if flags.earlier is None else open_earlier(flags, subject)
     run_folder.begin(flags, resolved(subject))
     max_norm = max_norm_of(flags.max_norm, subject)
     measured = measure(
         subject, None, max_norm=max_norm, effect_tokens=flags.effect_tokens, rule_tokens=flags.rule_tokens,
-        seed=flags.seed, top=flags.top,
+        seed=flags.seed, top=max(flags.top, flags.need_texts),
     )  # fmt: skip
     if not len(measured.features):
         raise InputError(f"no feature fires on the {measured.collected.tokens:,} tokens: read more, or another text")
     measured.collected.save(flags.out / COLLECTED)
-    shown = panels(subject, measured, tokens=flags.tokens_shown, top=flags.top, per_quantile=flags.per_quantile)
+    plain = panels(subject, measured, tokens=flags.tokens_shown, top=flags.top, per_quantile=flags.per_quantile)
+    shown = (
+        with_explanation(with_contexts(flags, subject, measured, panel, earlier, flags.need_texts), explained)
+        for panel in plain
+    )
     rows: list[tuple] = []
     page = write_pages(
         flags.out / PAGES,
@@ -72,6 +84,34 @@ def opened(flags: MeasuringFlags) -> Subject:
 def resolved(subject: Subject) -> dict:
     """What is read, for config.json."""
     return {"dictionary": subject.coder.dictionary.kind, **subject.data.identity()}
+
+
+def read_explanations(run: Path) -> dict[int, tuple[str, tuple[tuple[str, float | None], ...]]]:
+    """Feature of the dictionary -> (explanation, its scores by name), of a run of `experiments.explain`.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = run / "explanations.jsonl"
+    if not path.is_file():
+        raise InputError(f"--explanations {run}: no run of experiments.explain is there ({path.name} is missing)")
+    found = {}
+    for line in read_lines(path):
+        if line["basis"] == "dictionary" and "explanation" in line:
+            scores = line["scores"].get("explained") or line["scores"].get("rule") or {}
+            named = ((score, figures) for score, figures in scores.items())
+            shown = tuple((score, figures.get("both", figures.get("accuracy"))) for score, figures in named)
+            found[line["feature"]] = line["explanation"], tuple(pair for pair in shown if pair[1] is not None)
+    return found
+
+
+def with_explanation(panel: FeaturePanel, explained: dict) -> FeaturePanel:
+    """The panel with its explanation, if there is one, before its rule."""
+    if panel.index not in explained:
+        return panel
+    words, scores = explained[panel.index]
+    both = f"{words} · {panel.explanation}" if panel.explanation else words
+    return dataclasses.replace(panel, explanation=both, scores=(*scores, *panel.scores))
 
 
 def with_bar(shown: Iterable[FeaturePanel], total: int) -> Iterable[FeaturePanel]:

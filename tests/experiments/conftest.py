@@ -58,10 +58,19 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def autoencoder(model, text, tmp_path_factory):
-    """The run folder of a small l1 dictionary of the tiny model."""
+    """The run folder of a small l1 dictionary of the tiny model's first layer."""
+    return trained(model, text, tmp_path_factory.mktemp("runs") / "autoencoder", "resid_post.0")
+
+
+@pytest.fixture(scope="session")
+def later(model, text, tmp_path_factory):
+    """The same of its second layer."""
+    return trained(model, text, tmp_path_factory.mktemp("runs") / "later", "resid_post.1")
+
+
+def trained(model, text, out, site):
     from experiments import train_sae
     from tests.experiments.test_train_sae import flags
 
-    out = tmp_path_factory.mktemp("runs") / "autoencoder"
-    assert train_sae.main(flags(model, text, out, tokens=4096)) == 0
+    assert train_sae.main(flags(model, text, out, tokens=4096, site=site)) == 0
     return out

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import feature, feature_run, train_sae
+from experiments import feature, feature_texts
 from experiments.feature import Flags
 from experiments.feature_run import line_of, needed
 from experiments.reading import open_subject
@@ -15,16 +15,8 @@ from sparse_jax.features.causes import causes
 from sparse_jax.features.page import Context
 from sparse_jax.lm import forward
 from tests.experiments.test_features import plain_codes
-from tests.experiments.test_train_sae import flags as autoencoder_flags
 
 TOKENS = 1024
-
-
-@pytest.fixture(scope="module")
-def later(model, text, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "later"
-    assert train_sae.main(autoencoder_flags(model, text, out, tokens=4096, site="resid_post.1")) == 0
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +133,7 @@ def test_norms_of_the_later_site_say_nothing_of_the_earlier_one(subject, stronge
         given.append(max_norm)
         return causes(*arguments, max_norm=max_norm)
 
-    monkeypatch.setattr(feature_run, "causes", spied)
+    monkeypatch.setattr(feature_texts, "causes", spied)
     flags = Flags(
         subject.path, features=(strongest[0],), earlier=autoencoder, max_norm=1e6, eval_tokens=TOKENS, rule_tokens=0,
         effect_tokens=0, texts=1, cause_texts=2, out=tmp_path / "feature",

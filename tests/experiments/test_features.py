@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +84,40 @@ def test_the_effect_is_the_rise_of_the_cross_entropy(done):
     assert index["effect"][index["numbers"].index(feature)] == pytest.approx(rise, abs=2e-5, rel=1e-2)
 
 
+def test_more_can_be_put_on_the_pages(later, autoencoder, tmp_path):
+    """What features need, what causes them, and explanations of another run with their scores."""
+    explained = tmp_path / "explained"
+    explained.mkdir()
+    lines = [
+        {"basis": "neurons", "feature": 1, "explanation": "of a neuron", "scores": {}},
+        {"basis": "dictionary", "feature": 3, "skipped": "too few"},
+    ]
+    subject = open_subject(later, eval_tokens=512)
+    _, _, mask, codes = plain_codes(subject, subject.numbers)
+    number = int((codes * mask[..., None]).max(axis=(0, 1)).argmax())
+    scores = {"explained": {"simulation": {"top": 0.1, "both": 0.5}, "detection": {"accuracy": 0.75}, "fuzzing": {}}}
+    lines.append({"basis": "dictionary", "feature": number, "explanation": "words </script>", "scores": scores})
+    (explained / "explanations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "pages"
+    flags = Flags(
+        later, eval_tokens=512, effect_tokens=0, rule_tokens=512, need_texts=1, earlier=autoencoder, cause_texts=1,
+        causes=3, explanations=explained, out=out,
+    )  # fmt: skip
+    assert features.main(flags) == 0
+    (index,) = called(out / "features" / "index-data.js")
+    at = index["numbers"].index(number)
+    assert index["explanations"][at].startswith("words </script> · rule: ")
+    assert all("of a neuron" not in words for words in index["explanations"])
+    by_name = {name: column[at] for name, column in index["scores"]}
+    assert (by_name["simulation"], by_name["detection"]) == (0.5, 0.75)
+    assert "fuzzing" not in by_name
+    shards = sorted((out / "features").glob("shard-*.js"))
+    panels = {panel["index"]: panel for path in shards for panel in called(path)[2]}
+    assert len(panels[number]["needs"]) == 1
+    assert 1 <= len(panels[number]["causes"]) <= 3
+    assert all(drop >= 0 for _, drop, *_ in panels[number]["causes"][:1])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -90,6 +125,8 @@ def test_the_effect_is_the_rise_of_the_cross_entropy(done):
         ({"effect_tokens": -1}, "--effect-tokens -1"),
         ({"max_norm": 0.0}, "--max-norm 0.0"),
         ({"top": 0}, "--top 0"),
+        ({"need_texts": -1}, "--need-texts -1"),
+        ({"explanations": Path("nowhere")}, "--explanations nowhere: no run of experiments.explain is there"),
         ({"site": "resid_post.9"}, "layers 0 to 1"),
     ],
 )
