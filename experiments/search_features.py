@@ -44,6 +44,9 @@ class Flags(ReadingFlags):
     """Search for features that fire on the tokens that matches of this overlap, in rows of text."""
     ends: bool = False
     """With --regex: only the token in which a match ends."""
+    keep_outliers: bool = False
+    """With --tokens and --regex: rank outlier features too (those that fire on the first token or the first delimiter
+    of a row, whatever it is)."""
     task: Path | None = None
     """Search for features that carry the right answer: a .jsonl file of prompt, right, wrong."""
     last_only: bool = False

@@ -21,12 +21,16 @@ from experiments.prompt_files import (
 from experiments.reading import Subject, check_features
 from experiments.search_features import Flags
 from sparse_jax.errors import InputError
+from sparse_jax.features.collect import collect, delimiter_tokens
 from sparse_jax.features.prompt_diff import changed_places, prompt_diff
 from sparse_jax.features.search_direction import difference_of_means, similarity, unembedding
 from sparse_jax.features.search_prompts import by_prompt, compare
 from sparse_jax.features.search_task import search_task
 from sparse_jax.features.search_tokens import regex_target, target_sums, token_target
 from sparse_jax.features.target_scores import Scores, ranking
+
+# Rows of text on which outlier features are told.
+OUTLIER_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,23 @@ def search_target(flags: Flags, subject: Subject, content: None, by: str, option
     if not sums.target[0]:
         raise InputError(f"the target stands at none of the {int(sums.places):,} tokens: give more --eval-tokens")
     scores = sums.scores()
-    order = ranking(getattr(scores, by)[:, 0])
+    order, summary = ranking(getattr(scores, by)[:, 0]), {}
+    if not flags.keep_outliers:
+        left_out = outliers(subject, options)
+        order, summary = order[~left_out[order]], {"outlier_features_left_out": int(left_out.sum())}
     columns = {name: getattr(scores, name)[order, 0] for name in Scores._fields}
     columns["fires"] = sums.fired[order]
-    return Ranked(order, columns, {"tokens": int(sums.places), "target_tokens": int(sums.target[0])})
+    return Ranked(order, columns, {"tokens": int(sums.places), "target_tokens": int(sums.target[0]), **summary})
+
+
+def outliers(subject: Subject, options: dict) -> np.ndarray:
+    """`[n_features]` bool: those of first tokens and first delimiters on the first rows, see `Collected.outlier`."""
+    data = subject.data
+    strings = data.tokenizer.token_strings(range(data.lm.config.vocab_size))
+    return collect(
+        data.lm, data.site, data.evaluation, subject.numbers[:OUTLIER_ROWS], subject.coder, top=1, sample=1,
+        coactive_tokens=1, bins=1, delimiters=delimiter_tokens(strings), **options,
+    ).outlier  # fmt: skip
 
 
 def search_the_task(flags: Flags, subject: Subject, lines: list, by: str, options: dict) -> Ranked:

@@ -1,6 +1,7 @@
 """Every kind of search from the command's flags to its files: planted features first, real runs, wrong flags."""
 
 import csv
+import dataclasses
 import json
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -97,6 +98,21 @@ def test_top_tokens(planted, search):
     for feature, string in ((p.TOKEN, " king"), (p.WRONG, " is")):
         counted = int(((tokens.tokens == p.token(string)) & tokens.mask).sum())
         assert found[feature] == [[string, counted]]
+
+
+def test_outlier_features_are_left_out(planted, search, monkeypatch):
+    """With seven positions masked the position feature fires on the first token that counts, and on no other."""
+    rows = dataclasses.replace(planted.data.evaluation, skip_positions=p.PLANTED_POSITION)
+    subject = dataclasses.replace(planted, data=dataclasses.replace(planted.data, evaluation=rows))
+    monkeypatch.setattr("experiments.search_features_run.open_subject", lambda *_, **__: subject)
+    final, found = search(tokens=(" king",))
+    assert final["features"][0]["feature"] == p.TOKEN
+    assert str(p.POSITION) not in {row["feature"] for row in found}
+    kept, all_of_them = search(tokens=(" king",), keep_outliers=True)
+    left_out = {row["feature"] for row in all_of_them} - {row["feature"] for row in found}
+    assert str(p.POSITION) in left_out
+    assert len(left_out) == final["outlier_features_left_out"]
+    assert "outlier_features_left_out" not in kept
 
 
 @pytest.mark.parametrize("by", [None, "cross_entropy", "kl"])
