@@ -67,6 +67,7 @@ def measure(
     rule_tokens: int,
     seed: int,
     top: int = 0,
+    memory_gb: float = 8.0,
 ) -> Measured:
     """Measure on held-out text, telling what is being done.
 
@@ -78,6 +79,7 @@ def measure(
         rule_tokens: tokens of the rows on which rules are found and scored, at most; 0: none are.
         seed: decides samples.
         top: strongest places that will be asked for.
+        memory_gb: that collecting may need.
     """
     from tqdm import tqdm
 
@@ -88,6 +90,7 @@ def measure(
         collected = collect(
             data.lm, data.site, data.evaluation, numbers, subject.coder, max_norm=max_norm, seed=seed,
             delimiters=delimiter_tokens(strings), progress=bar.update, top=max(TOP, top),
+            limit_bytes=int(memory_gb * 1e9),
             sample=max(SAMPLE // 8, min(SAMPLE, SAMPLED // subject.coder.dictionary.n_features)),
         )  # fmt: skip
     if features is None:

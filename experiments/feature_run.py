@@ -37,7 +37,7 @@ def run(flags: Flags) -> int:
     features = np.array(flags.features, np.int64)
     measured = measure(
         subject, features, max_norm=max_norm, effect_tokens=flags.effect_tokens, rule_tokens=flags.rule_tokens,
-        seed=flags.seed, top=flags.texts,
+        seed=flags.seed, top=flags.texts, memory_gb=flags.memory_gb,
     )  # fmt: skip
     top, changes = max(flags.texts, 6), {}
     for number in flags.features:

@@ -27,6 +27,8 @@ class MeasuringFlags(ReadingFlags):
     """Tokens of the rows (padding included) on which features are ablated; 0: none are."""
     rule_tokens: int = 204_800
     """Tokens of the rows (padding included) on which rules are found and scored; 0: none are."""
+    memory_gb: float = 8.0
+    """Memory that collecting may need, in GB; told after the first batch."""
     earlier: Path | None = None
     """A dictionary of an earlier site of the same model: which of its features cause these?"""
     causes: int = 8

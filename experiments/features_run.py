@@ -38,7 +38,7 @@ def run(flags: Flags) -> int:
     max_norm = max_norm_of(flags.max_norm, subject)
     measured = measure(
         subject, None, max_norm=max_norm, effect_tokens=flags.effect_tokens, rule_tokens=flags.rule_tokens,
-        seed=flags.seed, top=max(flags.top, flags.need_texts),
+        seed=flags.seed, top=max(flags.top, flags.need_texts), memory_gb=flags.memory_gb,
     )  # fmt: skip
     if not len(measured.features):
         raise InputError(f"no feature fires on the {measured.collected.tokens:,} tokens: read more, or another text")
@@ -66,7 +66,7 @@ def run(flags: Flags) -> int:
 
 def check(flags: MeasuringFlags) -> None:
     """Raises InputError for numbers that cannot be, before anything is loaded."""
-    check_positive(flags, "eval_tokens")
+    check_positive(flags, "eval_tokens", "memory_gb")
     for name in ("effect_tokens", "rule_tokens", "seed"):
         if getattr(flags, name) < 0:
             raise InputError(f"--{name.replace('_', '-')} {getattr(flags, name)}: give 0 or more")

@@ -300,5 +300,5 @@ def _check_memory(parts: dict[str, int], limit: int) -> None:
         shown = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
         raise InputError(
             f"collecting may need {total / 1e9:.2f} GB ({shown}), more than the limit of {limit / 1e9:.2f}: lower "
-            "batch_rows, sample, top or token_entries, or raise limit_bytes"
+            "batch_rows, sample, top or token_entries, or raise limit_bytes (--memory-gb)"
         )

@@ -137,6 +137,11 @@ def test_wrong_flags(autoencoder, tmp_path, changes, message):
     assert not out.exists()
 
 
+def test_memory_is_limited(autoencoder, tmp_path):
+    with pytest.raises(InputError, match=r"more than the limit of 0\.00.*--memory-gb"):
+        features.main(Flags(autoencoder, eval_tokens=TOKENS, memory_gb=1e-3, out=tmp_path / "run"))
+
+
 def test_a_used_folder_is_refused(done):
     with pytest.raises(InputError, match="already holds a run"):
         features.main(done[0])
