@@ -33,6 +33,7 @@ def run(flags: Flags) -> int:
     """Run the experiment; returns the exit code."""
     started = time.perf_counter()
     check_positive(flags, "eval_tokens", "tune_tokens", "tolerance")
+    run_folder.check_apart(flags.out, flags.dictionary)
     run_folder.prepare(flags.out, overwrite=flags.overwrite)
     trained, provenance = read_dictionary(flags.dictionary)
     check_linear(trained, flags.dictionary)

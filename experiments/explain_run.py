@@ -49,7 +49,7 @@ def run(flags: Flags) -> int:
     planned = estimate(flags, endpoint, prices, cases) if endpoint else None
     if flags.estimate:
         return 0
-    run_folder.begin(flags, {"dictionary": subject.coder.dictionary.kind, **subject.data.identity()})
+    run_folder.begin(flags, {"dictionary": subject.coder.dictionary.kind, **subject.data.identity()}, also=(RECORDS,))
     if endpoint:
         explanations, found, asked = ask(flags, endpoint, prices, cases, planned)
     else:
@@ -75,6 +75,7 @@ def run(flags: Flags) -> int:
 
 def check_folder(flags: Flags) -> None:
     """Raises InputError if the run folder cannot be used, or holds a run that had other flags."""
+    run_folder.check_apart(flags.out, flags.dictionary)
     if earlier := run_folder.prepare(flags.out, overwrite=flags.overwrite, resume=flags.resume):
         before, now = (
             {name: value for name, value in each.items() if name not in HOW}

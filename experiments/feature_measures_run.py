@@ -42,6 +42,7 @@ def run(flags: Flags) -> int:
     """Run the experiment; returns the exit code."""
     started = time.perf_counter()
     check(flags)
+    run_folder.check_apart(flags.out, flags.dictionary, flags.step0_run)
     run_folder.prepare(flags.out, overwrite=flags.overwrite)
     given = given_of(flags, "model", "revision", "site", "text", "eval_text")
     subject = open_subject(flags.dictionary, given, eval_tokens=flags.eval_tokens)
@@ -190,7 +191,7 @@ def write(flags: Flags, subject: Subject, step0: Subject | None, final: dict, co
     resolved = {"dictionary": subject.coder.dictionary.kind, **subject.data.identity()}
     if step0 is not None:
         resolved["step0"] = {"dictionary": step0.coder.dictionary.kind, **step0.data.identity()}
-    run_folder.begin(flags, resolved)
+    run_folder.begin(flags, resolved, also=(TABLE,))
     run_folder.write_json(flags.out / "metrics.json", final)
     write_csv(flags.out / TABLE, {key: np.concatenate([rows[key] for rows in columns]) for key in columns[0]})
 

@@ -32,7 +32,7 @@ def run(flags: Flags) -> int:
     subject = opened(flags)
     check_features(subject.coder, flags.features)
     earlier = None if flags.earlier is None else open_earlier(flags, subject)
-    run_folder.begin(flags, resolved(subject))
+    run_folder.begin(flags, resolved(subject), also=(PAGES,))
     max_norm = max_norm_of(flags.max_norm, subject)
     features = np.array(flags.features, np.int64)
     measured = measure(

@@ -31,10 +31,11 @@ def run(flags: Flags) -> int:
     check_positive(flags, "top", "per_quantile", "tokens_shown", "causes", "cause_texts")
     if flags.need_texts < 0:
         raise InputError(f"--need-texts {flags.need_texts}: give 0 or more")
+    run_folder.check_apart(flags.out, flags.explanations)
     explained = {} if flags.explanations is None else read_explanations(flags.explanations)
     subject = opened(flags)
     earlier = None if flags.earlier is None else open_earlier(flags, subject)
-    run_folder.begin(flags, resolved(subject))
+    run_folder.begin(flags, resolved(subject), also=(COLLECTED, PAGES))
     max_norm = max_norm_of(flags.max_norm, subject)
     measured = measure(
         subject, None, max_norm=max_norm, effect_tokens=flags.effect_tokens, rule_tokens=flags.rule_tokens,
@@ -76,6 +77,7 @@ def check(flags: MeasuringFlags) -> None:
 
 def opened(flags: MeasuringFlags) -> Subject:
     """The dictionary with its model and text; the run folder is checked first."""
+    run_folder.check_apart(flags.out, flags.dictionary, flags.earlier)
     run_folder.prepare(flags.out, overwrite=flags.overwrite)
     given = given_of(flags, "model", "revision", "site", "text", "eval_text")
     return open_subject(flags.dictionary, given, eval_tokens=flags.eval_tokens)

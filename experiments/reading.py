@@ -165,8 +165,7 @@ def controls(subject: Subject, k: int, seed: int = 0) -> dict[str, Normalised]:
     """Neurons, PCA and a random dictionary of as many features, each token keeping its k largest coefficients.
 
     By name, as in CONTROLS. Fitted from the run's statistics where it kept them (and is read where it was trained),
-    else from training text. Their codes
-    have both signs; features are read where they are positive.
+    else from training text. Their codes have both signs; features are read where they are positive.
     """
     data, path = subject.data, subject.path / "statistics.npz"
     blocks = blocks_at(data, seed)

@@ -17,10 +17,7 @@ import sparse_jax
 from sparse_jax.errors import InputError
 
 # Names that an experiment writes; `--overwrite` removes these and nothing else.
-OWNED = (
-    "config.json", "metrics.jsonl", "metrics.json", "statistics.npz", "report.html", "checkpoints", "dictionaries",
-    "collected.npz", "features", "features.csv", "tables", "training", "explanations.jsonl",
-)  # fmt: skip
+OWNED = ("config.json", "metrics.jsonl", "metrics.json", "statistics.npz", "report.html", "checkpoints", "dictionaries")
 # Flags that say how a run is carried out, not what it computes: they may differ on resume.
 CARRYING_OUT = ("resume", "overwrite", "debug", "out", "reuse_memory", "checkpoint_every", "log_every")
 
@@ -60,15 +57,23 @@ def check_writable(out: Path) -> None:
         raise InputError(f"--out {out} cannot be written: {error.strerror or error}") from error
 
 
-def begin(flags: Any, resolved: dict | None = None) -> None:
+def check_apart(out: Path, *read: Path | None) -> None:
+    """Raises InputError if what is read lies in the folder that is written: `--overwrite` would remove it."""
+    for path in read:
+        if path is not None and out.resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
+            raise InputError(f"--out {out} holds what is read, {path}: give another --out")
+
+
+def begin(flags: Any, resolved: dict | None = None, also: tuple[str, ...] = ()) -> None:
     """Make the folder `flags.out`, an earlier run's files removed with `flags.overwrite`, and write its config.json.
 
     Args:
         flags: the experiment's.
         resolved: what they came to: model, text, dictionary.
+        also: files and folders that this experiment writes beside OWNED.
     """
     if flags.overwrite:
-        clear(flags.out)
+        clear(flags.out, also)
     flags.out.mkdir(parents=True, exist_ok=True)
     content = {"flags": jsonable(flags), "environment": environment()}
     if resolved is not None:
@@ -76,9 +81,9 @@ def begin(flags: Any, resolved: dict | None = None) -> None:
     write_json(flags.out / "config.json", content)
 
 
-def clear(out: Path) -> None:
+def clear(out: Path, also: tuple[str, ...] = ()) -> None:
     """Remove an earlier run's files (and nothing else) from the folder."""
-    for name in OWNED:
+    for name in (*OWNED, *also):
         path = out / name
         if path.is_dir():
             shutil.rmtree(path)

@@ -30,6 +30,7 @@ def run(flags: Flags) -> int:
         raise InputError(f"--max-norm {flags.max_norm}: give a positive number")
     name, by = kind_of(flags)
     content = KINDS[name].read(flags)
+    run_folder.check_apart(flags.out, flags.dictionary)
     run_folder.prepare(flags.out, overwrite=flags.overwrite)
     given = given_of(flags, "model", "revision", "site", "text", "eval_text")
     subject = open_subject(flags.dictionary, given, eval_tokens=flags.eval_tokens)
@@ -73,7 +74,7 @@ def finite(value: float) -> float | int | None:
 
 def write(flags: Flags, resolved: dict, found: Ranked, tokens: list, seconds: float) -> None:
     """The run folder: config.json, metrics.json, features.csv."""
-    run_folder.begin(flags, resolved)
+    run_folder.begin(flags, resolved, also=(TABLE,))
     rows = []
     for i, feature in enumerate(found.features[: flags.count]):
         figures = {name: finite(values[i]) for name, values in found.columns.items()}

@@ -30,10 +30,11 @@ def run(flags: Flags) -> int:
     """Run the experiment; returns the exit code."""
     started = time.perf_counter()
     check(flags)
+    run_folder.check_apart(flags.out, *flags.runs)
     run_folder.prepare(flags.out, overwrite=flags.overwrite)
     training = training_flags(flags) if flags.prompts else None
     subjects = None if training else opened(flags, flags.runs)
-    run_folder.begin(flags)
+    run_folder.begin(flags, also=("tables", "training"))
     if training:
         if code := sweep.main(training):
             return code

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -140,6 +141,20 @@ def test_wrong_flags(autoencoder, tmp_path, changes, message):
 def test_memory_is_limited(autoencoder, tmp_path):
     with pytest.raises(InputError, match=r"more than the limit of 0\.00.*--memory-gb"):
         features.main(Flags(autoencoder, eval_tokens=TOKENS, memory_gb=1e-3, out=tmp_path / "run"))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_dictionary_that_is_read_is_not_overwritten(autoencoder, tmp_path, inside):
+    run = tmp_path / "run"
+    shutil.copytree(autoencoder, run)
+    read = next((run / "dictionaries").iterdir()) if inside else run
+    with pytest.raises(InputError, match="holds what is read"):
+        features.main(Flags(read, eval_tokens=TOKENS, out=run, overwrite=True))
+    assert (run / "dictionaries").is_dir()
+    other = tmp_path / "other"
+    (other / "training").mkdir(parents=True)  # not of this experiment
+    features.main(Flags(read, eval_tokens=512, effect_tokens=0, rule_tokens=0, out=other, overwrite=True))
+    assert (other / "training").is_dir()
 
 
 def test_a_used_folder_is_refused(done):
