@@ -5,7 +5,7 @@ from functools import partial
 
 import jax.numpy as jnp
 
-from experiments import train_sae_run
+from experiments import run_folder, train_sae_run
 from experiments.data import check_positive
 from experiments.fista_dictionary import Flags
 from experiments.replacement import read_provenance
@@ -38,6 +38,7 @@ def run(flags: Flags) -> int:
         raise InputError("--learner frozen needs the atoms of a run: give --from-run")
     trained = None
     if flags.from_run is not None:
+        run_folder.check_apart(flags.out, flags.from_run)
         trained = starting_point(flags)
         n_features = trained.dictionary.n_features
         if flags.dictionary.n_features not in (0, n_features):

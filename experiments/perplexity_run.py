@@ -53,6 +53,7 @@ def run(flags: Flags) -> int:
     started = time.perf_counter()
     flags = of_store(flags)
     check_numbers(flags)
+    run_folder.check_apart(flags.out, flags.dictionary)
     run_folder.prepare(flags.out, overwrite=flags.overwrite)
     provenance = None if flags.dictionary is None else read_provenance(flags.dictionary)
     flags, lm, tokenizer = load_model(flags)

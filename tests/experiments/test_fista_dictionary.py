@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -83,3 +84,11 @@ def test_what_cannot_be(model, text, tmp_path, autoencoder):
         with pytest.raises(InputError, match=words):
             fista_dictionary.main(flags(model, text, tmp_path / "run", **changes))
         assert not (tmp_path / "run").exists()
+
+
+def test_the_run_that_is_refined_is_not_overwritten(autoencoder, model, text, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(autoencoder, run)
+    with pytest.raises(InputError, match="holds what is read"):
+        fista_dictionary.main(flags(model, text, run, from_run=run, overwrite=True))
+    assert (run / "dictionaries").is_dir()
