@@ -1,0 +1,1 @@
+"""Maps from the features of one dictionary to those of another."""
