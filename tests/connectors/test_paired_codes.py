@@ -48,7 +48,9 @@ def test_a_raw_site_uses_every_slot():
 def test_a_store_gives_pairs_and_says_what_it_lacks():
     store = CodeStore({site.name: site for site in (FIRST, SECOND)}, tokens([0, 0, 1]))
     pair = store.pair(["resid_pre.0"], "attn_out.0")
-    assert pair.inputs is FIRST and pair.targets is SECOND and len(pair) == 3
+    assert pair.inputs is FIRST
+    assert pair.targets is SECOND
+    assert len(pair) == 3
     with pytest.raises(InputError, match=r"no codes of mlp_out.0; there are those of resid_pre.0, attn_out.0"):
         store.pair(["resid_pre.0"], "mlp_out.0")
 
@@ -59,7 +61,8 @@ def test_splitting_keeps_documents_whole_and_tokens_together():
     side = SiteCodes("a.0", 1, values, np.zeros((100, 1), np.int32))
     pair = Pair(side, side, tokens(documents))
     train, held_out = pair.split(0.2, seed=3)
-    assert len(held_out) == 20 and len(train) == 80
+    assert len(held_out) == 20
+    assert len(train) == 80
     assert not set(train.tokens.document) & set(held_out.tokens.document)
     for part in (train, held_out):
         np.testing.assert_array_equal(part.inputs.values[:, 0], part.tokens.token + 1)
@@ -69,7 +72,8 @@ def test_splitting_keeps_documents_whole_and_tokens_together():
 
 def test_a_large_share_leaves_a_document_to_train_on():
     train, held_out = Pair(FIRST, SECOND, tokens([0, 0, 1])).split(0.99)
-    assert len(train) and len(held_out)
+    assert len(train)
+    assert len(held_out)
 
 
 @pytest.mark.parametrize(("share", "documents"), [(0.0, [0, 0, 1]), (1.0, [0, 0, 1]), (0.5, [4, 4, 4])])
