@@ -38,7 +38,7 @@ ALPHA = 1e-3
 class Flags:
     """One training step of a connector against PyTorch's."""
 
-    connector: Literal["all", "linear", "relu_linear", "mlp", "deep_mlp", "autoencoder"] = "all"
+    connector: Literal["all", "linear", "relu-linear", "mlp", "deep-mlp", "autoencoder"] = "all"
     """Which model; all: linear, mlp and autoencoder."""
     features: int = 2048
     """Features on both sides."""
@@ -58,9 +58,9 @@ class Flags:
 
 KINDS = {
     "linear": Linear,
-    "relu_linear": ReLULinear,
+    "relu-linear": ReLULinear,
     "mlp": MLP,
-    "deep_mlp": DeepMLP,
+    "deep-mlp": DeepMLP,
     "autoencoder": AutoencoderConnector,
 }
 
@@ -132,10 +132,10 @@ def torch_step(connector: Connector, pair: Pair, flags: Flags) -> Callable[[int]
     linear, relu = torch.nn.Linear, torch.nn.ReLU
     model = {
         "linear": lambda: [linear(n, n)],
-        "relu_linear": lambda: [linear(n, n), relu()],
+        "relu-linear": lambda: [linear(n, n), relu()],
         "mlp": lambda: [linear(n, width), relu(), linear(width, n)],
         "autoencoder": lambda: [linear(n, width), relu(), linear(width, n)],
-        "deep_mlp": lambda: [linear(n, width), relu(), linear(width, width), relu(), linear(width, n)],
+        "deep-mlp": lambda: [linear(n, width), relu(), linear(width, width), relu(), linear(width, n)],
     }[connector.kind]()
     weights = [layer.weight for layer in model if hasattr(layer, "weight")]
     model = torch.nn.Sequential(*model)

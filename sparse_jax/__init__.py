@@ -7,7 +7,9 @@ import importlib
 
 __version__ = "0.1.0"
 
-_PACKAGES = ("activations", "coding", "dictionaries", "features", "formats", "lm", "metrics", "numerics", "training")
+_PACKAGES = (
+    "activations", "coding", "connectors", "dictionaries", "features", "formats", "lm", "metrics", "numerics", "training",
+)  # fmt: skip
 
 
 def __getattr__(name: str):

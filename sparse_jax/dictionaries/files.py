@@ -28,20 +28,24 @@ def save(folder: str | Path, trained: Normalised, provenance: dict) -> None:
         trained: the dictionary.
         provenance: JSON-able facts: model, revision, site, text, tokens, seed, ...
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     arrays = {f"params.{name}": np.asarray(value) for name, value in trained.params.items()}
     arrays |= {"normaliser.centre": trained.normaliser.centre, "normaliser.scale": trained.normaliser.scale}
+    card = {"format": 1, "dictionary": to_json(trained.dictionary), "provenance": provenance}
+    write_with_card(Path(folder), arrays, card, _CARD)
+
+
+def write_with_card(folder: Path, arrays: dict, card: dict, card_name: str) -> None:
+    """Write `params.safetensors` and a JSON card beside it, whole or not at all: without a card there is nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
     # safetensors writes the buffer as it lies: a transposed view must be copied first.
     arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in arrays.items()}
-    card = {"format": 1, "dictionary": to_json(trained.dictionary), "provenance": provenance}
     text = json.dumps(card, indent=1) + "\n"
     save_file(arrays, folder / (_PARAMS + ".tmp"))
-    (folder / (_CARD + ".tmp")).write_text(text, encoding="utf8")
+    (folder / (card_name + ".tmp")).write_text(text, encoding="utf8")
     # An old card must not stand beside new parameters, not even for a moment.
-    (folder / _CARD).unlink(missing_ok=True)
+    (folder / card_name).unlink(missing_ok=True)
     os.replace(folder / (_PARAMS + ".tmp"), folder / _PARAMS)
-    os.replace(folder / (_CARD + ".tmp"), folder / _CARD)
+    os.replace(folder / (card_name + ".tmp"), folder / card_name)
 
 
 def read_card(folder: str | Path) -> dict:
