@@ -17,8 +17,8 @@ Targets, of inputs a, b (codes) and constants w > 0:
     and            (w1 a + w2 b) where both fire                               not linear: neither alone does anything
     product        w a b                                                       not linear
     xor            w (a + b) where exactly one fires                           not linear
-    threshold      w where a is above its median                               not linear
-    weak           w where a fires below its median                            not linear, not monotonic
+    threshold      w (a - its median) where that is positive                   not linear
+    weak           w (its median - a) where that is positive and a fires       not linear, not monotonic
 
 The maximum of two inputs is not among them: a linear map explains nine tenths of it.
 """
@@ -97,7 +97,7 @@ def planted_connections(
         n_targets: how many; kinds take turns, so each has as many to within one.
         kinds: of the targets.
         density: least and greatest share of tokens on which an input fires (expected; B of a subset pair fires half
-            as often as A). Targets fire on 0.4 to 2 of the least to greatest.
+            as often as A). Targets fire on a half of the least to twice the greatest.
         noise: variance of the noise over the variance of the clean target. It stands where the target fires, as codes
             have it, and never makes a code negative.
         document_tokens: mean length of a document.
@@ -166,13 +166,11 @@ def _inputs(rng, document, n_inputs, density) -> tuple[np.ndarray, np.ndarray]:
     for group in range(n_groups):
         event = rng.random(n) < rates[group] * busy[document, group // _GROUPS_IN_TOPIC]
         at = np.flatnonzero(event)
-        strength = 0.25 * rng.standard_normal(len(at))
+        strength = 0.35 * rng.standard_normal(len(at))
         for member, share in zip((0, 2, 3), _SHARES, strict=True):
-            value = np.exp(strength + 0.25 * rng.standard_normal(len(at))).clip(0.4, 2.5)
+            value = np.exp(strength + 0.35 * rng.standard_normal(len(at))).clip(0.25, 4)
             codes[at, _GROUP * group + member] = value * (rng.random(len(at)) < share)
-        codes[at, _GROUP * group + 1] = (
-            multiples[group] * codes[at, _GROUP * group] * (rng.random(len(at)) < 0.5)
-        )
+        codes[at, _GROUP * group + 1] = multiples[group] * codes[at, _GROUP * group] * (rng.random(len(at)) < 0.5)
     return codes, multiples
 
 
@@ -257,12 +255,13 @@ def _xor(rng, codes, multiples) -> _Target:
 
 def _threshold(rng, codes, multiples) -> _Target:
     a = _one(rng, codes.shape[1])
-    return _Target(_weight(rng) * (codes[:, a] > _median(codes[:, a])), (a,), None)
+    return _Target(_weight(rng) * np.maximum(codes[:, a] - _median(codes[:, a]), 0), (a,), None)
 
 
 def _weak(rng, codes, multiples) -> _Target:
     a = _one(rng, codes.shape[1])
-    return _Target(_weight(rng) * ((codes[:, a] > 0) & (codes[:, a] <= _median(codes[:, a]))), (a,), None)
+    below = np.maximum(_median(codes[:, a]) - codes[:, a], 0)
+    return _Target(_weight(rng) * np.where(codes[:, a] > 0, below, 0), (a,), None)
 
 
 def _median(code) -> float:
