@@ -24,7 +24,7 @@ from sparse_jax.features.panel_data import Columns, Strings, pack, script
 from sparse_jax.features.panels import FeaturePanel, index_row
 from sparse_jax.features.svg import escape
 
-_SCRIPTS = ("text.js", "panel.js", "data.js", "columns.js", "table.js", "route.js")
+_SCRIPTS = ("text.js", "panel.js", "sections.js", "data.js", "columns.js", "table.js", "route.js")
 _OURS = re.compile(r"index\.html|index-data\.js|shard-\d+\.js")
 _MARK = '<meta name="generator" content="sparse_jax features">'
 
@@ -39,6 +39,7 @@ def write_pages(
     effect_name: str = "CE rise",
     effect_hint: str = "increase of cross-entropy where the feature is ablated, nats",
     score_hints: Iterable[tuple[str, str]] = (),
+    noun: tuple[str, str] = ("Feature", "features"),
     per_shard: int = 64,
 ) -> Path:
     """Write the index and the panels; returns the path of the index.
@@ -55,6 +56,7 @@ def write_pages(
         facts: names and values, shown above the table: ("tokens", "2,000,000").
         effect_name, effect_hint: what `FeaturePanel.effect` is, as the head of its column and in a sentence.
         score_hints: what scores mean, by name: shown where the pointer rests on the head of the column.
+        noun: what one is called, as a head, and several.
         per_shard: panels in a file; the page keeps a few files in memory.
 
     Raises:
@@ -76,6 +78,7 @@ def write_pages(
                 columns.add(index_row(panel))
         index = columns.packed(per_shard)
         index |= {"effectName": effect_name, "effectHint": effect_hint, "scoreHints": [list(p) for p in score_hints]}
+        index |= {"noun": list(noun)}
         _write(partial / "index-data.js", script("sparseJaxIndex", index))
         _write(partial / "index.html", _page(title, subtitle, facts))
         _put_in_place(partial, folder)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from sparse_jax.features.page import Context
 from sparse_jax.features.panels import FeaturePanel, Histogram, IndexRow, Passage, TokenHistogram
+from sparse_jax.features.sections import pack_section
 
 # Colours that stay apart; the firings on other tokens are counted with the rest.
 COLOURED = 6
@@ -114,6 +115,9 @@ def pack(panel: FeaturePanel, strings: Strings) -> dict:
             [int(cause.feature), number(cause.drop), number(cause.cosine), strings(cause.where)]
             for cause in panel.causes
         ],
+        "tags": [[strings(name), strings(text)] for name, text in panel.tags],
+        "lead": [pack_section(section, strings, number, _context) for section in panel.lead],
+        "sections": [pack_section(section, strings, number, _context) for section in panel.sections],
     }
     return {
         name: part for name, part in packed.items() if part is not None and part is not False and part not in ("", [])
@@ -128,6 +132,7 @@ class Columns:
         self.numbers, self.density, self.maximum, self.effect = [], [], [], []
         self.tops, self.explanations, self.outliers = [], [], []
         self.scores: dict[str, list] = {}
+        self.tags: dict[str, list] = {}
 
     def add(self, row: IndexRow) -> None:
         position = len(self.numbers)
@@ -139,10 +144,13 @@ class Columns:
         self.explanations.append(row.explanation)
         if row.outlier:
             self.outliers.append(position)
-        for name, value in row.scores:
-            column = self.scores.setdefault(name, [])
-            column += [None] * (position - len(column))
-            column.append(number(value))
+        scores = ((name, number(value)) for name, value in row.scores)
+        tags = ((name, self.strings(text)) for name, text in row.tags)
+        for columns, named in ((self.scores, scores), (self.tags, tags)):
+            for name, value in named:
+                column = columns.setdefault(name, [])
+                column += [None] * (position - len(column))
+                column.append(value)
 
     def packed(self, per_shard: int) -> dict:
         """The columns as JSON has them. A column that nothing was measured for is null."""
@@ -157,5 +165,6 @@ class Columns:
             "explanations": self.explanations if any(self.explanations) else None,
             "outliers": self.outliers,
             "scores": [[name, column + [None] * (n - len(column))] for name, column in self.scores.items()],
+            "tags": [[name, column + [None] * (n - len(column))] for name, column in self.tags.items()],
             "strings": self.strings.table(),
         }

@@ -9,6 +9,7 @@ from sparse_jax.features import page
 from sparse_jax.features.context_ablation import needs_html
 from sparse_jax.features.page import FeatureCard, Table
 from sparse_jax.features.panels import FeaturePanel, Valued
+from sparse_jax.features.sections import Cells, Line, Section
 from sparse_jax.features.svg import escape, short_number
 
 _STYLE = """<style>.sjf{color-scheme:light dark;--sheet:#fff;--ink:#1b1f24;--muted:#59626e;--rule:#e1e4e8;
@@ -69,7 +70,8 @@ def _tokens(name: str, pairs: Valued, maximum: float | None = None) -> str:
 def _figures(panel: FeaturePanel) -> str:
     named = [("CE rise", panel.effect), *panel.scores, ("variance", panel.variance)]
     named += [("skew", panel.skew), ("kurtosis", panel.kurtosis)]
-    shown = [f"{escape(name)} {short_number(value)}" for name, value in named if value is not None]
+    shown = [f"{escape(name)} {escape(text)}" for name, text in panel.tags]
+    shown += [f"{escape(name)} {short_number(value)}" for name, value in named if value is not None]
     return f'<p class="note">{" · ".join(shown)}</p>' if shown else ""
 
 
@@ -86,6 +88,19 @@ def _causes(panel: FeaturePanel) -> str:
     return f'<h4>Caused by</h4><ul class="tops">{items}</ul>' if items else ""
 
 
+def _section(section: Section) -> str:
+    note = f'<p class="note">{escape(section.note)}</p>' if section.note else ""
+    if isinstance(section, Line):
+        largest = max((abs(value) for _, value, _ in section.pieces), default=0.0)
+        line = " ".join(page._span(text, value, largest) for text, value, _ in section.pieces)
+        return f'<h4>{escape(section.title)}</h4>{note}<p class="txt">{line}</p>'
+    if isinstance(section, Cells):
+        return table_html(Table(section.title, section.columns, section.rows)) + note
+    contexts = "".join(page._context(context, section.maximum) for context in section.contexts)
+    shown = " open" if section.open else ""
+    return f'<details{shown}><summary>{escape(section.title)}</summary>{note}<ol class="ctx">{contexts}</ol></details>'
+
+
 def panel_html(panel: FeaturePanel) -> str:
     """What is known of a feature, for a notebook: all but its histograms, which `features.plots` draws."""
     card = FeatureCard(panel.index, panel.density, panel.maximum, 0.0, tuple(p.context for p in panel.contexts))
@@ -99,8 +114,10 @@ def panel_html(panel: FeaturePanel) -> str:
         f'<h3>feature {panel.index}{flag} <span class="num">— {habits}</span></h3>'
         + (f"<p>{escape(panel.explanation)}</p>" if panel.explanation else "")
         + _figures(panel)
+        + "".join(map(_section, panel.lead))
         + _tokens("Top tokens", panel.top_tokens, panel.maximum)
         + (f'<h4>Texts</h4><ol class="ctx">{contexts}</ol>' if contexts else "")
+        + "".join(map(_section, panel.sections))
         + (f"<h4>What it needs there</h4>{needs_html(panel.needs, panel.maximum)}" if panel.needs else "")
         + _tokens("Logits raised", panel.raised)
         + _tokens("Logits lowered", panel.lowered)

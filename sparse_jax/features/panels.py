@@ -15,6 +15,7 @@ from itertools import pairwise
 
 from sparse_jax.errors import InputError
 from sparse_jax.features.page import Context
+from sparse_jax.features.sections import Section
 
 Valued = tuple[tuple[str, float], ...]  # a token, as shown, and a number that belongs to it
 
@@ -120,6 +121,9 @@ class FeaturePanel:
     drops: Histogram | None = None  # of the next token's logit where it is ablated
     coactive: tuple[Partner, ...] = ()
     causes: tuple[Cause, ...] = ()
+    tags: tuple[tuple[str, str], ...] = ()  # what it is called, by the name of the column: ("label", "AND-NOT")
+    lead: tuple[Section, ...] = ()  # parts above the top tokens
+    sections: tuple[Section, ...] = ()  # and below the texts
 
     def __post_init__(self):
         if self.index < 0:
@@ -127,6 +131,9 @@ class FeaturePanel:
         names = [name for name, _ in self.scores]
         if len(set(names)) != len(names):
             raise InputError(f"feature {self.index} has several scores of one name: {', '.join(names)}")
+        names = [name for name, _ in self.tags]
+        if len(set(names)) != len(names):
+            raise InputError(f"feature {self.index} has several tags of one name: {', '.join(names)}")
 
     def _repr_html_(self) -> str:
         from sparse_jax.features.panel_html import panel_html  # a notebook's display, nobody else, needs it
@@ -146,6 +153,7 @@ class IndexRow:
     top_tokens: tuple[str, ...]
     explanation: str
     scores: tuple[tuple[str, float | None], ...]
+    tags: tuple[tuple[str, str], ...] = ()
 
 
 def index_row(panel: FeaturePanel, n_tokens: int = 3) -> IndexRow:
@@ -160,6 +168,7 @@ def index_row(panel: FeaturePanel, n_tokens: int = 3) -> IndexRow:
         tokens,
         panel.explanation,
         panel.scores,
+        panel.tags,
     )
 
 

@@ -27,9 +27,22 @@ function describeFields() {
     const typical = middle(values);
     return { name, hint, kind: "n", down: true, value: (at) => values[at], cell: (at) => aligned(values[at], typical) };
   };
-  const scores = data.scores.map(([name, values]) => ({ ...numeric(plain(name), values, hints.get(name)), extra: true }));
+  const called = ([name, values]) => {
+    const texts = values.map((value) => value === null ? null : data.strings[value]);
+    const wide = texts.some((text) => text !== null && text.length > 14);
+    return { name: plain(name), hint: hints.get(name), kind: wide ? "wider" : "tag", extra: true,
+      value: (at) => texts[at]?.toLowerCase() ?? null, cell: (at) => texts[at] === null ? "–"
+        : element("span", { title: plain(texts[at]), dir: "auto", text: plain(texts[at]) }) };
+  };
+  const tags = data.tags.map(called);
+  const whole = (values) => values.every((value) => value === null || Number.isInteger(value));
+  const scores = data.scores.map(([name, values]) => ({ ...numeric(plain(name), values, hints.get(name)), extra: true,
+    ...whole(values) ? { cell: (at) => short(values[at]) } : {} }));
   return [
-    { name: "Feature", kind: "id", value: (at) => data.numbers[at], cell: (at) => link(data.numbers[at]) },
+    { name: data.noun[0], kind: "id", value: (at) => data.numbers[at], cell: (at) => link(data.numbers[at]) },
+    ...tags.filter(({ kind }) => kind === "tag"),
+    ...tags.length ? scores : [], // where there are names, figures stand beside them
+    ...tags.filter(({ kind }) => kind === "wider"),
     data.tops.some((tops) => tops.length) && { name: "Top tokens", kind: "wide", value: first,
       cell: (at) => dots(data.tops[at]) },
     data.explanations && { name: "Explanation", kind: "wider", extra: true,
@@ -40,7 +53,7 @@ function describeFields() {
       value: (at) => data.density[at], cell: (at) => densityCell(at, range) },
     numeric("Max", data.maximum, "largest activation"),
     data.effect && { ...numeric(plain(data.effectName), data.effect, data.effectHint), extra: true },
-    ...scores,
+    ...tags.length ? [] : scores,
     data.outliers.length && { name: "Outlier", kind: "n", down: true, extra: true, value: (at) => outliers.has(at) ? 1 : 0,
       cell: (at) => outliers.has(at) ? element("span", { class: "flag", text: "outlier" }) : "" },
   ].filter(Boolean);
@@ -54,6 +67,6 @@ function drawHead() {
     element("button", { type: "button", text: name, on: { click: () => sortBy(i) } })))));
   // No narrower than its columns need, in rem: wide screens and narrow ones.
   const least = (widths) => fields.reduce((sum, { kind }) => sum + widths[kind], 0);
-  table.style.setProperty("--least", least({ id: 6.2, n: 6.6, wide: 16, wider: 16 }));
-  table.style.setProperty("--least-narrow", least({ id: 5.4, n: 6, wide: 11, wider: 0 }));
+  table.style.setProperty("--least", least({ id: 6.2, n: 6.6, tag: 8.6, wide: 16, wider: 16 }));
+  table.style.setProperty("--least-narrow", least({ id: 5.4, n: 6, tag: 7, wide: 11, wider: 0 }));
 }

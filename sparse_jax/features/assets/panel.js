@@ -148,8 +148,9 @@ function link(number) {
 }
 
 function figures(panel, names, strings) {
+  const tags = (panel.tags ?? []).map(([name, text]) => [plain(strings[name]), plain(strings[text])]);
   const scores = (panel.scores ?? []).map(([name, value]) => [plain(strings[name]), short(value)]);
-  const shown = [["fires on", panel.density === 0 ? "no token" : `${percent(panel.density)} of tokens`],
+  const shown = [...tags.filter(([, text]) => text.length <= 24), ["fires on", panel.density === 0 ? "no token" : `${percent(panel.density)} of tokens`],
     ["maximum", short(panel.maximum)], ["mean where it fires", panel.mean], [names.effect, panel.effect],
     ...scores, ["variance", panel.variance], ["skew", panel.skew], ["kurtosis", panel.kurtosis]];
   return element("dl", { class: "facts" }, ...shown.filter(([, value]) => value !== undefined).map(([name, value]) =>
@@ -187,13 +188,16 @@ function panelBody(panel, strings, names, about) {
     "bars even"));
   const drops = panel.drops && block("Logit drops", "Of the next token, where the feature is ablated.", histogramOf(
     panel.drops.edges, [{ name: "", counts: panel.drops.counts, colour: "s0" }], "places by drop of the logit", false));
+  const [lead, further] = sectionsOf(panel, strings);
   const parts = [
     panel.explanation ? element("p", { class: "explained", dir: "auto", text: plain(panel.explanation) }) : null,
     figures(panel, names, strings),
+    ...lead,
     panel.tops ? topTokens(panel, strings) : null,
     pair(panel.histogram && tokenHistogram(panel.histogram, strings),
       twoLists("Logits", "Raised and lowered most by its direction.", panel.raised, panel.lowered, strings)),
     panel.contexts ? contextsBlock(panel, strings) : null,
+    ...further,
     pair(twoLists("Ablated", "Tokens whose log p rises and falls most without it.", panel.ablationRaised,
       panel.ablationLowered, strings), drops),
     panel.needs ? needsBlock(panel, strings) : null,

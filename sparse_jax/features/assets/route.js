@@ -30,7 +30,7 @@ function panelHead(number, flags) {
   const button = (text, label, act) => element("button", { type: "button", class: "icon", text, "aria-label": label,
     title: label, on: { click: act } });
   const made = element("header", { class: "head" }, element("h2", { id: "panel-name", tabindex: "-1" },
-    element("span", { class: "kind", text: "Feature " }), String(number)), ...flags.map((flag) =>
+    element("span", { class: "kind", text: `${data.noun[0]} ` }), String(number)), ...flags.map((flag) =>
     element("span", { class: "flag", text: flag })), element("span", { class: "steps" },
     button("‹", "previous feature", () => step(-1)), button("›", "next feature", () => step(1)),
     button("×", "close", close)));
@@ -126,7 +126,7 @@ function start() {
   place = new Map(data.numbers.map((number, at) => [number, at]));
   fields = describeFields();
   found = data.numbers.map((_, at) => [...data.tops[at].map((token) => data.strings[token]),
-    data.explanations?.[at] ?? ""].join("\n").toLowerCase());
+    data.explanations?.[at] ?? "", ...data.tags.map(([, values]) => data.strings[values[at]] ?? "")].join("\n").toLowerCase());
   get("alive-label").hidden = !data.density.some((value) => !value);
   get("outliers-label").hidden = !data.outliers.length;
   drawHead();

@@ -40,8 +40,8 @@ function refresh() {
   [...head.rows[0].cells].forEach((cell, i) => i === sorting.field
     ? cell.setAttribute("aria-sort", sorting.down ? "descending" : "ascending") : cell.removeAttribute("aria-sort"));
   const all = data.numbers.length;
-  get("count").textContent = order.length === all ? `${short(all)} features`
-    : `${short(order.length)} of ${short(all)} features`;
+  get("count").textContent = order.length === all ? `${short(all)} ${data.noun[1]}`
+    : `${short(order.length)} of ${short(all)} ${data.noun[1]}`;
   get("empty").hidden = order.length > 0;
   table.setAttribute("aria-rowcount", order.length + 1);
   drawnRows.clear();
