@@ -8,8 +8,17 @@ import importlib
 __version__ = "0.1.0"
 
 _PACKAGES = (
-    "activations", "coding", "connectors", "dictionaries", "features", "formats", "lm", "metrics", "numerics", "training",
-)  # fmt: skip
+    "activations",
+    "coding",
+    "connectors",
+    "dictionaries",
+    "features",
+    "formats",
+    "lm",
+    "metrics",
+    "numerics",
+    "training",
+)
 
 
 def __getattr__(name: str):
