@@ -42,7 +42,7 @@ $(PEERS)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 test-peers: $(PEERS)/.ready
-	$(PEERS)/bin/python -m pytest -m torch tests/formats/test_peers.py tests/benchmarks/test_quality_peers.py tests/benchmarks/test_sparse_coding.py
+	$(PEERS)/bin/python -m pytest -m torch tests/formats/test_peers.py tests/benchmarks/test_quality_peers.py tests/benchmarks/test_sparse_coding.py tests/connectors/test_linear_path_peers.py tests/connectors/test_clusters.py
 
 # One training step against the peers' own: ratios, a minute or two each. Large pages for every contestant.
 bench-peers: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1

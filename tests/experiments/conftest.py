@@ -74,3 +74,24 @@ def trained(model, text, out, site):
 
     assert train_sae.main(flags(model, text, out, tokens=4096, site=site)) == 0
     return out
+
+
+def connected_sites(model, text, out, sites):
+    """A run folder as a sweep leaves it, with a TopK dictionary at its starting weights of each site."""
+    import jax
+
+    from experiments.data import blocks_at, load_data
+    from experiments.reading import DataFlags
+    from sparse_jax.activations import collect_statistics, fit_normaliser
+    from sparse_jax.dictionaries import Normalised, TopK, save
+
+    given = {"model": str(model), "text": str(text), "context": 32, "holdout": 0.2, "bos": "none"}
+    for data in load_data(DataFlags(**given, compute_dtype="float32", eval_tokens=4096, tokens=4096), *sites):
+        statistics = collect_statistics(blocks_at(data, 0), 1)
+        dictionary = TopK(expansion=2, k=4).sized(data.width)
+        normaliser = fit_normaliser("centre-scale", statistics.mean, statistics.variance)
+        coder = Normalised(dictionary, dictionary.init(jax.random.key(len(str(data.site)))), normaliser)
+        folder = out / "dictionaries" / str(data.site)
+        save(folder / "k-4", coder, {**data.identity(), "max_norm": None, "seed": 0})
+        statistics.save(folder / "statistics.npz")
+    return out
