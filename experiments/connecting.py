@@ -399,6 +399,12 @@ def held_out_rows(flags: ConnectingFlags, data: Data) -> np.ndarray:
     return row_indices(len(data.evaluation), 0, 0, count)
 
 
+def spread_rows(numbers: np.ndarray, count: int) -> np.ndarray:
+    """So many of the rows, at least one, evenly from first to last: of all documents that those have."""
+    count = min(len(numbers), max(1, count))
+    return numbers[np.arange(count) * len(numbers) // count]
+
+
 def _collected(arguments, kept, flags) -> CodeStore:
     folder: Path = kept["folder"]
     places = [folder, folder.with_name(f"{folder.name}.unfinished")]
@@ -415,7 +421,7 @@ def _collected(arguments, kept, flags) -> CodeStore:
 
 
 def _check_documents(text: Rows, numbers: np.ndarray, name: str) -> None:
-    _, _, mask, document = text[numbers[: 4 * BLOCK_ROWS]]
+    _, _, mask, document = text[spread_rows(numbers, 4 * BLOCK_ROWS)]
     if len(np.unique(document[mask])) < 2:
         flag = "--tokens" if name == "train" else "--eval-tokens"
         raise InputError(f"the {name.replace('_', '-')} text has fewer than two documents: raise {flag}")

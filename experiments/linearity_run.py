@@ -25,6 +25,7 @@ from experiments.connecting import (
     prepared,
     read_control,
     rows_of,
+    spread_rows,
 )
 from experiments.connecting_fits import check_ridges, dense_fit, gradient_fit
 from experiments.data import check_positive
@@ -182,7 +183,7 @@ def mlp_name(width: int, batch: int, seed: int) -> str:
 def calibrated(flags: Flags, opened: Opened, ends: Ends, numbers, errors: DocumentErrors) -> NoiseThreshold:
     """s* of all levels at the target's site."""
     text = opened.data.evaluation
-    rows = numbers[: max(1, flags.noise_tokens // text.context)]
+    rows = spread_rows(numbers, flags.noise_tokens // text.context)
     limit = opened.max_norms(ends.target).get(ends.target, float("inf"))
     return noise_threshold(
         opened.data.lm, opened.coders[ends.target], ends.target, text, rows, errors.variance,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.connecting import Ends, Opened, Sides
+from experiments.connecting import Ends, Opened, Sides, spread_rows
 from experiments.connecting_fits import scales_of_targets
 from experiments.sparse_connections import Flags
 from sparse_jax.connectors.between import Between, between
@@ -41,8 +41,8 @@ def spliced_figures_of(
 
 
 def batches(text, numbers: np.ndarray, tokens: int) -> list[RowBatch]:
-    """Held-out rows in batches of one shape; the last is filled up with empty rows."""
-    numbers = numbers[: max(1, tokens // text.context)]
+    """Held-out rows, evenly from all, in batches of one shape; the last is filled up with empty rows."""
+    numbers = spread_rows(numbers, tokens // text.context)
     padded = np.concatenate([numbers, np.full(-len(numbers) % _ROWS, -1, np.int64)])
     return [text[part] for part in padded.reshape(-1, _ROWS)]
 

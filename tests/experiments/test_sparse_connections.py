@@ -216,3 +216,10 @@ def test_pages_are_of_each_label_in_turns():
     alive = np.array([True] * 6 + [False])
     assert chosen_targets(made, alive, 4) == [1, 2, 3, 4]
     assert chosen_targets(made, alive, 99) == [0, 1, 2, 3, 4]
+
+
+def test_rows_that_are_looked_at_closer_are_of_the_whole_text():
+    numbers = np.arange(10, 20)
+    np.testing.assert_array_equal(connecting.spread_rows(numbers, 4), [10, 12, 15, 17])
+    np.testing.assert_array_equal(connecting.spread_rows(numbers, 99), numbers)
+    np.testing.assert_array_equal(connecting.spread_rows(numbers, 0), [10])
