@@ -13,8 +13,8 @@ predictions are in the targets' own units and per unit of the inputs: s and r ar
 loss reads. With x / r and y / s in place of x and y the same loss has s = r = 1: `in_scaled_units` and `in_own_units`
 go from one to the other, and the trainer works there (Adam's step is then in proportion to each weight's unit).
 
-Source: the sparse connections of "Finding sparse linear connections between features" (Hoagy Cunningham and others,
-2023); there neither inputs nor targets were scaled.
+Source: "Finding sparse linear connections between features in LLMs" (Riggs et al. 2023); there neither
+inputs nor targets were scaled.
 """
 
 import dataclasses

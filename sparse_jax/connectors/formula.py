@@ -5,7 +5,7 @@
 
 Weights are in units of the target per unit of the input, as connectors give them.
 
-Source: Smith & Riggs 2024, 'Finding sparse linear connections between features in LLMs' (LessWrong).
+Source: Riggs et al. 2023, 'Finding sparse linear connections between features in LLMs' (LessWrong).
 """
 
 from collections.abc import Sequence

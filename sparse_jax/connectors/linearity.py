@@ -14,7 +14,7 @@ drawn with replacement, and so are the linear fits and the MLP fits, each for it
 sqrt(S / (S - 1)), since a draw with replacement from S fits spreads less than S new fits would. With one fit of a kind
 its spread over seeds is not in the interval (`seed_spread` is NaN then).
 
-Source of the question: Riggs, Mitchell and Kaufman 2023, "Finding Sparse Linear Connections between Features in LLMs".
+Source of the question: Riggs et al. 2023, "Finding Sparse Linear Connections between Features in LLMs".
 Bootstrap: Efron and Tibshirani 1993, chapters 13 (percentiles) and 8 (clusters are what is drawn).
 """
 

@@ -11,7 +11,7 @@ is 0. A constant 0 has a loss of p E[c^2 | it fires] for a feature that fires on
 are at least as good as a constant can reach it. `constant_passes` counts the features of which this is so; they are
 called linear whatever makes them. A unit of the codes that is small enough makes every feature pass.
 
-Source: Riggs, Mitchell and Kaufman 2023, "Finding Sparse Linear Connections between Features in LLMs", Alignment Forum.
+Source: Riggs et al. 2023, "Finding Sparse Linear Connections between Features in LLMs", Alignment Forum.
 """
 
 from dataclasses import dataclass
