@@ -1,45 +1,35 @@
-"""Dictionaries before and after a part of the model, with their codes: the part that experiments on connections share.
+"""Dictionaries before and after a part of the model, found and checked: the part that experiments on connections share.
 
     opened = open_dictionaries(flags)                        found or trained, of one model and text
-    codes  = collect(flags, opened)                          one pass of the model for all layers
-    for ends in opened.ends:
+    codes  = collect(flags, opened)                          connecting_codes.py: one pass of the model for all layers
+    for ends in opened.ends:                                 connecting_layers.py
         sides = codes.sides(ends, flags)                     pairs: sides.fit, sides.validation, sides.held_out
 
 Connectors are fitted on the training text of the dictionaries; a share of its documents is for choices. The held-out
 text is another set of documents, and only measured on.
 """
 
-import contextlib
 import dataclasses
-import json
 import math
-import shutil
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from experiments import run_folder
 from experiments.connecting_flags import ConnectingFlags
 from experiments.data import Data, blocks_at, check_positive, resolve_bos
-from experiments.reading import BLOCK_ROWS, TEXT, check_width, given_of, open_data, read_dictionary
+from experiments.reading import TEXT, check_width, given_of, open_data, read_dictionary
 from sparse_jax.activations import Statistics, collect_statistics
-from sparse_jax.connectors.collect_codes import collect_codes
-from sparse_jax.connectors.paired_codes import CodeStore, Pair
 from sparse_jax.dictionaries import Normalised
 from sparse_jax.errors import InputError
 from sparse_jax.features import Located
 from sparse_jax.lm.model import check_site, site_width
-from sparse_jax.lm.order import row_indices
 from sparse_jax.lm.rows import Rows
 from sparse_jax.lm.sites import Site
 
-# Folders of an experiment on connections beside those of every run.
-LAYERS, TRAINED, CODES = "layers", "trained", "codes"
-FIGURES = "figures.json"
+# Folder of dictionaries that a run has trained itself.
+TRAINED = "trained"
 # What a card says of the model and of the text; the dictionaries must agree in it.
 _MODEL = ("weights_sha256", "tokenizer_sha256")
 _TEXT = ("text_fingerprint", "text_field", "eval_text", "holdout", "context", "stride", "packing", "bos",
@@ -334,197 +324,7 @@ def check_weights(data: Data, provenance: dict[str, dict], paths: dict[str, Path
             )
 
 
-@dataclass(frozen=True)
-class Sides:
-    """The pairs of a connection.
-
-    Attributes:
-        fit: training text, what connectors are fitted on.
-        validation: other documents of it, on which choices are made.
-        held_out: held-out text, what figures are of.
-    """
-
-    fit: Pair
-    validation: Pair
-    held_out: Pair
-
-
-@dataclass(frozen=True)
-class Codes:
-    """Codes of all sites.
-
-    Attributes:
-        train, held_out: of either text.
-        numbers: rows of `data.evaluation` that are read.
-    """
-
-    train: CodeStore
-    held_out: CodeStore
-    numbers: np.ndarray
-
-    def sides(self, ends: Ends, flags: ConnectingFlags) -> Sides:
-        """The pairs of one connection."""
-        fit, validation = self.train.pair(ends.inputs, ends.target).split(flags.validation, flags.seed)
-        return Sides(fit, validation, self.held_out.pair(ends.inputs, ends.target))
-
-
-def collect(flags: ConnectingFlags, opened: Opened) -> Codes:
-    """Codes of all sites on both texts, in files; those of the same model, text and dictionaries are used again.
-
-    Raises:
-        InputError: --codes holds others; a text of too few documents.
-    """
-    from tqdm import tqdm
-
-    data, folder = opened.data, flags.codes or flags.out / CODES
-    count = min(len(data.train), max(1, -(-flags.tokens // data.train.context)))
-    rows = {
-        "train": (data.train, np.sort(row_indices(len(data.train), flags.seed, 0, count))),
-        "held_out": (data.evaluation, np.sort(held_out_rows(flags, data))),
-    }
-    stores = {}
-    for name, (text, numbers) in rows.items():
-        _check_documents(text, numbers, name)
-        with tqdm(total=numbers.size * text.context, desc=f"codes, {name.replace('_', '-')} text", unit="token",
-                  unit_scale=True, mininterval=0.5) as bar:  # fmt: skip
-            arguments = (data.lm, text, numbers, opened.coders)
-            kept = {"max_norms": opened.max_norms(), "folder": folder / name, "progress": bar.update}
-            stores[name] = _collected(arguments, kept, flags)
-    return Codes(stores["train"], stores["held_out"], rows["held_out"][1])
-
-
-def held_out_rows(flags: ConnectingFlags, data: Data) -> np.ndarray:
-    """Rows of the held-out text that are read."""
-    count = min(len(data.evaluation), max(1, flags.eval_tokens // data.evaluation.context))
-    return row_indices(len(data.evaluation), 0, 0, count)
-
-
-def spread_rows(numbers: np.ndarray, count: int) -> np.ndarray:
-    """So many of the rows, at least one, evenly from first to last: of all documents that those have."""
-    count = min(len(numbers), max(1, count))
-    return numbers[np.arange(count) * len(numbers) // count]
-
-
-def _collected(arguments, kept, flags) -> CodeStore:
-    folder: Path = kept["folder"]
-    places = [folder, folder.with_name(f"{folder.name}.unfinished")]
-    before = any(place.exists() for place in places)
-    try:
-        return collect_codes(*arguments, **kept)
-    except InputError:
-        # Codes of another run in our own folder are in the way; in a folder that was given they are someone else's.
-        if not before or flags.codes is not None or flags.resume:
-            raise
-        for place in places:
-            shutil.rmtree(place, ignore_errors=True)
-        return collect_codes(*arguments, **kept)
-
-
-def _check_documents(text: Rows, numbers: np.ndarray, name: str) -> None:
-    _, _, mask, document = text[spread_rows(numbers, 4 * BLOCK_ROWS)]
-    if len(np.unique(document[mask])) < 2:
-        flag = "--tokens" if name == "train" else "--eval-tokens"
-        raise InputError(f"the {name.replace('_', '-')} text has fewer than two documents: raise {flag}")
-
-
-@dataclass
-class Stages:
-    """Seconds of each stage of a layer's work, told as they go."""
-
-    label: str
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - began, 2)
-        print(f"{self.label}: {name}, {self.seconds[name]:.1f} s", flush=True)
-
-
 def feature_count(opened: Opened, site: str) -> int:
     """Features of a site, or numbers of a raw one."""
     coder, config = opened.coders[site], opened.data.lm.config
     return site_width(config, check_site(config, site)) if coder is None else coder.dictionary.n_features
-
-
-def layer_folder(out: Path, ends: Ends) -> Path:
-    """Where a layer's tables, connectors and pages are."""
-    return out / LAYERS / str(ends.layer)
-
-
-def done_before(flags: ConnectingFlags, ends: Ends) -> dict | None:
-    """A layer's figures where --resume finds it done; else its folder is emptied."""
-    folder = layer_folder(flags.out, ends)
-    if flags.resume and (folder / FIGURES).is_file():
-        return json.loads((folder / FIGURES).read_text(encoding="utf8"))
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return None
-
-
-def begin(flags: ConnectingFlags, opened: Opened, earlier: dict | None) -> None:
-    """The run folder with its config.json; a resumed run keeps what it has."""
-    if earlier is None:
-        run_folder.begin(flags, opened.resolved(), also=(LAYERS,))
-
-
-def prepared(flags: ConnectingFlags) -> dict | None:
-    """Check the run folder; an earlier run's config where it is resumed, whose flags must be the same."""
-    earlier = run_folder.prepare(flags.out, overwrite=flags.overwrite, resume=flags.resume)
-    if earlier is not None:
-        run_folder.check_same(earlier["flags"], run_folder.jsonable(flags), flags.out)
-    return earlier
-
-
-def read_control(flags: ConnectingFlags, experiment: str) -> dict | None:
-    """`metrics.json` of --step0-run; None where none was given.
-
-    Raises:
-        InputError: it is no finished run of this experiment.
-    """
-    if flags.step0_run is None:
-        return None
-    path = flags.step0_run / "metrics.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf8"))
-    except (OSError, json.JSONDecodeError):
-        raise InputError(f"--step0-run {flags.step0_run}: no finished run is there (metrics.json)") from None
-    if found.get("experiment") != experiment:
-        raise InputError(f"--step0-run {flags.step0_run} is a run of {found.get('experiment')!r}, not of {experiment}")
-    return found
-
-
-def check_control(control: dict | None, opened: Opened) -> None:
-    """Raises InputError where the control is of the same model, or of none of the same sites."""
-    if control is None:
-        return
-    if control.get("weights_sha256") == opened.data.identity()["weights_sha256"]:
-        raise InputError("--step0-run is of the same weights: give a run on the model with random ones")
-    if not set(control["layers"]) & {str(ends.layer) for ends in opened.ends}:
-        raise InputError(f"--step0-run has layers {', '.join(control['layers'])}: give a run on the same ones")
-
-
-def plain(value: Any) -> Any:
-    """JSON values: of named tuples and dataclasses dicts, of arrays lists, None for what is no finite number."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if hasattr(value, "_asdict"):
-        return {name: plain(each) for name, each in value._asdict().items()}
-    if isinstance(value, dict):
-        return {str(name): plain(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def rows_of(columns: dict[str, Any]) -> list[dict]:
-    """One JSON row a target of columns of equal length."""
-    listed = {name: plain(np.asarray(values)) for name, values in columns.items()}
-    return [dict(zip(listed, row)) for row in zip(*listed.values(), strict=True)]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.connecting import Opened, layer_folder
+from experiments.connecting import Opened
+from experiments.connecting_layers import layer_folder
 from experiments.linearity import Flags
 from sparse_jax.features import Report, Table, histogram, write
 

@@ -3,31 +3,21 @@
 import dataclasses
 import itertools
 import json
-import time
+from functools import partial
 
 import numpy as np
 
 from experiments import run_folder
-from experiments.connecting import (
-    FIGURES,
-    Ends,
-    Opened,
-    Sides,
-    Stages,
-    begin,
-    check,
-    check_control,
-    collect,
-    done_before,
-    layer_folder,
-    open_dictionaries,
-    plain,
-    prepared,
-    read_control,
-    rows_of,
-    spread_rows,
-)
+from experiments.connecting import Ends, Opened, check
+from experiments.connecting_codes import Codes, Sides, spread_rows
 from experiments.connecting_fits import check_ridges, dense_fit, gradient_fit
+from experiments.connecting_layers import (
+    Stages,
+    layer_folder,
+    plain,
+    rows_of,
+    run_layers,
+)
 from experiments.data import check_positive
 from experiments.linearity import Flags
 from experiments.linearity_report import print_summary, write_report
@@ -53,37 +43,19 @@ EXPERIMENT = "linearity"
 
 def run(flags: Flags) -> int:
     """Run the experiment; returns the exit code."""
-    started = time.perf_counter()
     check_flags(flags)
-    control = read_control(flags, EXPERIMENT)
-    earlier = prepared(flags)
-    opened = open_dictionaries(flags)
-    check_control(control, opened)
-    check_targets(opened)
-    begin(flags, opened, earlier)
-    codes, layers = collect(flags, opened), {}
-    for ends in opened.ends:
-        figures = done_before(flags, ends)
-        if figures is None:
-            figures = measure_layer(flags, opened, ends, codes.sides(ends, flags), codes.numbers)
-            run_folder.write_json(layer_folder(flags.out, ends) / FIGURES, figures)
-        layers[str(ends.layer)] = figures
-    for ends in opened.ends:
-        original = original_figures(flags, opened, ends, layers)
-        layers[str(ends.layer)] = layers[str(ends.layer)] | {"original": original}
-    final = {
-        "experiment": EXPERIMENT,
-        "model": opened.data.flags.model,
-        "weights_sha256": opened.data.identity()["weights_sha256"],
-        "level": flags.level,
-        "layers": layers,
-        "control": None if control is None else control["layers"],
+    return run_layers(
+        flags, EXPERIMENT, measure_layer, write_report, print_summary,
+        suits=check_targets, over_all=partial(with_original, flags), facts={"level": flags.level},
+    )  # fmt: skip
+
+
+def with_original(flags: Flags, opened: Opened, layers: dict) -> dict:
+    """Layers' figures with those of the original rule, which needs the norms of all of them."""
+    return {
+        str(ends.layer): layers[str(ends.layer)] | {"original": original_figures(flags, opened, ends, layers)}
+        for ends in opened.ends
     }
-    write_report(flags, opened, final)
-    run_folder.write_json(flags.out / "metrics.json", final | {"seconds": time.perf_counter() - started})
-    print_summary(final)
-    print(f"report: {flags.out / 'report.html'}   figures: {flags.out / 'metrics.json'}")
-    return 0
 
 
 def check_flags(flags: Flags) -> None:
@@ -110,9 +82,9 @@ def check_targets(opened: Opened) -> None:
         raise InputError(f"{', '.join(raw)} without a dictionary: the threshold is of features; give one of the target")
 
 
-def measure_layer(flags: Flags, opened: Opened, ends: Ends, sides: Sides, numbers: np.ndarray) -> dict:
+def measure_layer(flags: Flags, opened: Opened, ends: Ends, codes: Codes) -> dict:
     """All of one connection: fits, classes, sweeps; writes its table and connectors; returns its figures."""
-    stage, folder = Stages(ends.name), layer_folder(flags.out, ends)
+    stage, folder, sides = Stages(ends.name), layer_folder(flags.out, ends), codes.sides(ends, flags)
     log = layer_log(flags, ends)
     with stage("linear"):
         linear, ridge = linear_fits(flags, sides, log)
@@ -126,7 +98,7 @@ def measure_layer(flags: Flags, opened: Opened, ends: Ends, sides: Sides, number
         names = list(linear) if len(linear) > 1 else list(linear) * max(2, len(mlps))
         measured = linearity(errors, names, list(mlps), replicates=flags.replicates, seed=flags.seed)
     with stage("threshold"):
-        noise = calibrated(flags, opened, ends, numbers, errors)
+        noise = calibrated(flags, opened, ends, codes.numbers, errors)
     with stage("outliers"):
         strings = opened.data.tokenizer.token_strings(range(opened.data.lm.config.vocab_size))
         apart = outliers(sides.held_out.targets, sides.held_out.tokens, delimiter_tokens(strings))

@@ -1,7 +1,6 @@
 """What `experiments.sae_connector` does with its flags, from top to bottom."""
 
 import dataclasses
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,26 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import run_folder
-from experiments.connecting import (
-    FIGURES,
-    Ends,
-    Opened,
-    Sides,
-    Stages,
-    begin,
-    check,
-    check_control,
-    collect,
-    done_before,
-    feature_count,
-    layer_folder,
-    open_dictionaries,
-    plain,
-    prepared,
-    read_control,
-    rows_of,
-)
+from experiments.connecting import Ends, Opened, check, feature_count
+from experiments.connecting_codes import Codes, Sides
 from experiments.connecting_fits import gradient_fit, predictor
+from experiments.connecting_layers import (
+    Stages,
+    layer_folder,
+    plain,
+    rows_of,
+    run_layers,
+)
 from experiments.data import check_positive
 from experiments.sae_connector import Flags
 from experiments.sae_connector_report import print_summary, write_report
@@ -57,32 +46,8 @@ _ROWS = 2048
 
 def run(flags: Flags) -> int:
     """Run the experiment; returns the exit code."""
-    started = time.perf_counter()
     check_flags(flags)
-    control = read_control(flags, EXPERIMENT)
-    earlier = prepared(flags)
-    opened = open_dictionaries(flags)
-    check_control(control, opened)
-    begin(flags, opened, earlier)
-    codes, layers = collect(flags, opened), {}
-    for ends in opened.ends:
-        figures = done_before(flags, ends)
-        if figures is None:
-            figures = measure_layer(flags, opened, ends, codes.sides(ends, flags))
-            run_folder.write_json(layer_folder(flags.out, ends) / FIGURES, figures)
-        layers[str(ends.layer)] = figures
-    final = {
-        "experiment": EXPERIMENT,
-        "model": opened.data.flags.model,
-        "weights_sha256": opened.data.identity()["weights_sha256"],
-        "layers": layers,
-        "control": None if control is None else control["layers"],
-    }
-    write_report(flags, opened, final)
-    run_folder.write_json(flags.out / "metrics.json", final | {"seconds": time.perf_counter() - started})
-    print_summary(final)
-    print(f"report: {flags.out / 'report.html'}   figures: {flags.out / 'metrics.json'}")
-    return 0
+    return run_layers(flags, EXPERIMENT, measure_layer, write_report, print_summary)
 
 
 def check_flags(flags: Flags) -> None:
@@ -103,9 +68,9 @@ def name_of(hidden_l1: float) -> str:
     return f"hidden-l1-{hidden_l1:g}" if hidden_l1 else "mlp"
 
 
-def measure_layer(flags: Flags, opened: Opened, ends: Ends, sides: Sides) -> dict:
+def measure_layer(flags: Flags, opened: Opened, ends: Ends, codes: Codes) -> dict:
     """All of one connection: fits, measures, writes units, connectors and pages; returns its figures."""
-    stage, folder = Stages(ends.name), layer_folder(flags.out, ends)
+    stage, folder, sides = Stages(ends.name), layer_folder(flags.out, ends), codes.sides(ends, flags)
     with stage("connectors"):
         fits = fitted(flags, ends, sides.fit)
     with stage("R2 on held-out text"):

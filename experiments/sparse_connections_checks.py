@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from experiments.connecting import Ends, Opened, Sides, spread_rows
+from experiments.connecting import Ends, Opened
+from experiments.connecting_codes import Sides, spread_rows
 from experiments.connecting_fits import scales_of_targets
 from experiments.sparse_connections import Flags
 from sparse_jax.connectors.between import Between, between

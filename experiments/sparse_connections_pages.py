@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.connecting import Ends, Opened, Sides
+from experiments.connecting import Ends, Opened
+from experiments.connecting_codes import Sides
 from experiments.sparse_connections import Flags
 from sparse_jax.connectors.code_columns import code_columns
 from sparse_jax.connectors.code_panels import ReadText, column_panels

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.connecting import Opened, layer_folder
+from experiments.connecting import Opened
+from experiments.connecting_layers import layer_folder
 from experiments.sparse_connections import Flags
 from sparse_jax.features import Curve, Report, Table, curve_chart, histogram, write
 

@@ -1,31 +1,14 @@
 """What `experiments.sparse_connections` does with its flags, from top to bottom."""
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
 
 from experiments import run_folder
-from experiments.connecting import (
-    FIGURES,
-    Ends,
-    Opened,
-    Sides,
-    Stages,
-    begin,
-    check,
-    check_control,
-    collect,
-    done_before,
-    feature_count,
-    layer_folder,
-    open_dictionaries,
-    plain,
-    prepared,
-    read_control,
-    rows_of,
-)
+from experiments.connecting import Ends, Opened, check, feature_count
+from experiments.connecting_codes import Codes, Sides
 from experiments.connecting_fits import Dense, check_ridges, dense_fit, gradient_fit, predictor
+from experiments.connecting_layers import Stages, layer_folder, plain, rows_of, run_layers
 from experiments.data import check_positive
 from experiments.sparse_connections import Flags
 from experiments.sparse_connections_checks import causal_figures_of, check_encoders, spliced_figures_of, weights_figures
@@ -82,34 +65,11 @@ class Fits:
 
 def run(flags: Flags) -> int:
     """Run the experiment; returns the exit code."""
-    started = time.perf_counter()
     check_flags(flags)
-    control = read_control(flags, EXPERIMENT)
-    earlier = prepared(flags)
-    opened = open_dictionaries(flags)
-    check_control(control, opened)
-    if flags.checks or flags.weights:
-        check_encoders(opened)
-    begin(flags, opened, earlier)
-    codes, layers = collect(flags, opened), {}
-    for ends in opened.ends:
-        figures = done_before(flags, ends)
-        if figures is None:
-            figures = measure_layer(flags, opened, ends, codes.sides(ends, flags), codes.numbers)
-            run_folder.write_json(layer_folder(flags.out, ends) / FIGURES, figures)
-        layers[str(ends.layer)] = figures
-    final = {
-        "experiment": EXPERIMENT,
-        "model": opened.data.flags.model,
-        "weights_sha256": opened.data.identity()["weights_sha256"],
-        "layers": layers,
-        "control": None if control is None else control["layers"],
-    }
-    write_report(flags, opened, final)
-    run_folder.write_json(flags.out / "metrics.json", final | {"seconds": time.perf_counter() - started})
-    print_summary(final)
-    print(f"report: {flags.out / 'report.html'}   figures: {flags.out / 'metrics.json'}")
-    return 0
+    return run_layers(
+        flags, EXPERIMENT, measure_layer, write_report, print_summary,
+        suits=check_encoders if flags.checks or flags.weights else lambda opened: None,
+    )  # fmt: skip
 
 
 def check_flags(flags: Flags) -> None:
@@ -128,9 +88,9 @@ def check_flags(flags: Flags) -> None:
         raise InputError(f"--points {flags.points}: give 1 or more")
 
 
-def measure_layer(flags: Flags, opened: Opened, ends: Ends, sides: Sides, numbers: np.ndarray) -> dict:
+def measure_layer(flags: Flags, opened: Opened, ends: Ends, codes: Codes) -> dict:
     """All of one connection: fits it, measures it, writes its tables, connectors and pages; returns its figures."""
-    stage, folder = Stages(ends.name), layer_folder(flags.out, ends)
+    stage, folder, sides = Stages(ends.name), layer_folder(flags.out, ends), codes.sides(ends, flags)
     print(f"{ends.name}: {len(sides.fit):,} tokens to fit on, {len(sides.validation):,} to choose on, "
           f"{len(sides.held_out):,} held out", flush=True)  # fmt: skip
     fits = fitted(flags, ends, sides, stage)
@@ -145,7 +105,7 @@ def measure_layer(flags: Flags, opened: Opened, ends: Ends, sides: Sides, number
     figures |= {"labels": counts}
     if flags.splice_tokens:
         with stage("spliced"):
-            figures["spliced"] = spliced_figures_of(flags, opened, ends, fits.connectors, numbers)
+            figures["spliced"] = spliced_figures_of(flags, opened, ends, fits.connectors, codes.numbers)
     if flags.checks:
         with stage("causal check"):
             figures["causal"] = causal_figures_of(flags, opened, ends, sides, fits.sparse, fits.problem)

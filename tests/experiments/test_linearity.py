@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import connecting, linearity
+from experiments import connecting, connecting_codes, linearity
 from experiments.linearity import Flags
 from experiments.linearity_run import only
 from sparse_jax.connectors.connector_files import load_connector
@@ -51,7 +51,7 @@ def test_figures_are_those_of_the_library(finished):
     figures = read(finished.out / "metrics.json")["layers"]["1"]
     rows = read(finished.out / "layers" / "1" / "targets.json")
     opened = connecting.open_dictionaries(finished)
-    codes = connecting.collect(dataclasses.replace(finished, codes=finished.out / "codes"), opened)
+    codes = connecting_codes.collect(dataclasses.replace(finished, codes=finished.out / "codes"), opened)
     sides = codes.sides(opened.ends[0], finished)
     folder = finished.out / "layers" / "1" / "connectors"
     fits = {name: load_connector(folder / name) for name in ("linear", "mlp-8-256-0", "mlp-8-256-1")}

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import connecting, sae_connector
+from experiments import connecting, connecting_codes, sae_connector
 from experiments.sae_connector import Flags
 from sparse_jax.connectors.connector_files import load_connector
 from sparse_jax.errors import InputError
@@ -43,7 +43,7 @@ def test_figures_by_plain_numpy(finished):
     figures = read(finished.out / "metrics.json")["layers"]["1"]
     assert list(figures["connectors"]) == ["mlp", "hidden-l1-1", "hidden-l1-0.1"]
     opened = connecting.open_dictionaries(finished)
-    codes = connecting.collect(dataclasses.replace(finished, codes=finished.out / "codes"), opened)
+    codes = connecting_codes.collect(dataclasses.replace(finished, codes=finished.out / "codes"), opened)
     held = codes.sides(opened.ends[0], finished).held_out
     x, y = (side.dense(slice(None)).astype(np.float64) for side in (held.inputs, held.targets))
     alive = (y > 0).sum(axis=0) >= 10

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import connecting, sparse_connections
+from experiments import connecting, connecting_codes, sparse_connections
 from experiments.sparse_connections import Flags
 from experiments.sparse_connections_pages import chosen_targets
 from sparse_jax.connectors.connector_files import load_connector
@@ -69,7 +69,7 @@ def test_what_a_run_leaves(finished):
 def test_figures_are_those_of_the_library(finished):
     """R^2 of the saved connectors by plain NumPy, on the held-out text alone; the fit saw none of its documents."""
     opened = connecting.open_dictionaries(finished)
-    codes = connecting.collect(dataclasses.replace(finished, codes=finished.out / "codes"), opened)
+    codes = connecting_codes.collect(dataclasses.replace(finished, codes=finished.out / "codes"), opened)
     ends = opened.ends[1]
     sides = codes.sides(ends, finished)
     documents = [set(pair.tokens.document.tolist()) for pair in (sides.fit, sides.validation)]
@@ -220,6 +220,6 @@ def test_pages_are_of_each_label_in_turns():
 
 def test_rows_that_are_looked_at_closer_are_of_the_whole_text():
     numbers = np.arange(10, 20)
-    np.testing.assert_array_equal(connecting.spread_rows(numbers, 4), [10, 12, 15, 17])
-    np.testing.assert_array_equal(connecting.spread_rows(numbers, 99), numbers)
-    np.testing.assert_array_equal(connecting.spread_rows(numbers, 0), [10])
+    np.testing.assert_array_equal(connecting_codes.spread_rows(numbers, 4), [10, 12, 15, 17])
+    np.testing.assert_array_equal(connecting_codes.spread_rows(numbers, 99), numbers)
+    np.testing.assert_array_equal(connecting_codes.spread_rows(numbers, 0), [10])
