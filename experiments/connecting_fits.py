@@ -1,6 +1,6 @@
 """Connectors that experiments on connections fit alike: the dense linear one, and MLPs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -12,9 +12,14 @@ from sparse_jax.connectors.connector import Connector, Trained
 from sparse_jax.connectors.fit import FitOptions, Member, fit
 from sparse_jax.connectors.linear_path import LinearMaps
 from sparse_jax.connectors.linear_refit import dense_linear
+from sparse_jax.connectors.mlp import MLP
+from sparse_jax.connectors.mlp_on_linear import MLPOnLinear
 from sparse_jax.connectors.paired_codes import Pair
 from sparse_jax.connectors.standardised import Standardised
 from sparse_jax.errors import InputError
+
+# What --mlp may say.
+MLPS: dict[str, type[MLP]] = {"on-linear": MLPOnLinear, "plain": MLP}
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def mean_r2(pair: Pair, trained: Trained) -> float:
 
 def gradient_fit(
     connector: Connector, pair: Pair, tokens: int, batch: int, seeds: tuple[int, ...],
-    log: Callable[[dict], None], members: dict[str, float] | None = None,
+    log: Callable[[dict], None], members: dict[str, float] | None = None, linear: Sequence[Trained] = (),
 ) -> list[Trained]:  # fmt: skip
     """A connector of each seed, which decides starting weights and the order of tokens.
 
@@ -81,11 +86,15 @@ def gradient_fit(
         seeds: of the connectors.
         log: gets a row now and then.
         members: coefficients in place of the connector's own.
+        linear: for `MLPOnLinear`, the linear connector that each seed's stands on: one for all seeds, or one for each.
     """
     made = []
-    for seed in seeds:
+    for i, seed in enumerate(seeds):
         options = FitOptions(tokens=tokens, batch=min(batch, len(pair)), order_seed=seed)
-        fitted = fit(connector, pair, options, [Member(members or {}, seed=seed)], log=log, progress=True)
+        start = None
+        if isinstance(connector, MLPOnLinear):
+            start = [connector.start(linear[i % len(linear)], jax.random.key(seed))]
+        fitted = fit(connector, pair, options, [Member(members or {}, seed=seed)], start=start, log=log, progress=True)
         made.append(fitted.trained[0])
     return made
 

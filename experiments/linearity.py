@@ -20,6 +20,7 @@ the MLPs: minutes for each of 2 million tokens on two quiet cores.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from experiments import command
 from experiments.connecting_flags import ConnectingFlags
@@ -35,6 +36,9 @@ class Flags(ConnectingFlags):
     """Train the linear connector by gradients, in place of its exact solution."""
     ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
     """Ridges of the exact one, of which validation chooses."""
+    mlp: Literal["on-linear", "plain"] = "on-linear"
+    """The MLPs: hidden units beside the linear connector, which stays as it is, so that g_j is what they add; or hidden
+    units alone (the original's), which must carry the linear part too."""
     widths: tuple[int, ...] = (512,)
     """Hidden units of the MLP. The first is the one that classes are of; of the others the table says what changes."""
     batches: tuple[int, ...] = (2048,)

@@ -10,7 +10,7 @@ import numpy as np
 from experiments import run_folder
 from experiments.connecting import Ends, Opened, check
 from experiments.connecting_codes import Codes, Sides, spread_rows
-from experiments.connecting_fits import check_ridges, dense_fit, gradient_fit
+from experiments.connecting_fits import MLPS, check_ridges, dense_fit, gradient_fit
 from experiments.connecting_layers import (
     Stages,
     layer_folder,
@@ -26,7 +26,6 @@ from sparse_jax.connectors.connector_files import save_connector
 from sparse_jax.connectors.document_errors import DocumentErrors, document_errors
 from sparse_jax.connectors.linear import Linear
 from sparse_jax.connectors.linearity import Linearity, class_counts, classify, linearity
-from sparse_jax.connectors.mlp import MLP
 from sparse_jax.connectors.moments import moments
 from sparse_jax.connectors.noise_threshold import NoiseThreshold, noise_threshold
 from sparse_jax.connectors.original_rule import OriginalRule, original_rule
@@ -89,7 +88,7 @@ def measure_layer(flags: Flags, opened: Opened, ends: Ends, codes: Codes) -> dic
     with stage("linear"):
         linear, ridge = linear_fits(flags, sides, log)
     with stage("MLPs"):
-        mlps = mlp_fits(flags, sides.fit, flags.widths[0], flags.batches[0], flags.seeds, log)
+        mlps = mlp_fits(flags, sides.fit, flags.widths[0], flags.batches[0], flags.seeds, linear, log)
     with stage("errors on held-out text"):
         errors = document_errors(sides.held_out, {**linear, **mlps})
         means = moments_of(sides.fit.targets).mean
@@ -140,10 +139,12 @@ def linear_fits(flags: Flags, sides: Sides, log) -> tuple[dict[str, Trained], fl
     return {"linear": dense.trained}, dense.ridge
 
 
-def mlp_fits(flags: Flags, pair: Pair, width: int, batch: int, seeds: tuple[int, ...], log) -> dict[str, Trained]:
-    """MLPs of all seeds by name."""
-    connector: Connector = MLP(n_features=width)
-    made = gradient_fit(connector, pair, flags.fit_tokens, batch, seeds, log)
+def mlp_fits(
+    flags: Flags, pair: Pair, width: int, batch: int, seeds: tuple[int, ...], linear: dict[str, Trained], log
+) -> dict[str, Trained]:
+    """MLPs of all seeds by name, on these linear connectors."""
+    connector: Connector = MLPS[flags.mlp](n_features=width)
+    made = gradient_fit(connector, pair, flags.fit_tokens, batch, seeds, log, linear=tuple(linear.values()))
     return {mlp_name(width, batch, seed): each for seed, each in zip(seeds, made)}
 
 
@@ -195,7 +196,7 @@ def swept(flags: Flags, sides: Sides, linear, errors: DocumentErrors, noise, apa
     for width, batch in itertools.product(flags.widths, flags.batches):
         name = mlp_name(width, batch, flags.seeds[0])
         if name not in errors.errors:
-            mlps = mlp_fits(flags, sides.fit, width, batch, flags.seeds[:1], log)
+            mlps = mlp_fits(flags, sides.fit, width, batch, flags.seeds[:1], linear, log)
             errors = with_errors(errors, document_errors(sides.held_out, mlps))
         measured = linearity(errors, list(linear)[:1], [name], replicates=flags.replicates, seed=flags.seed)
         classes = classes_at(flags, measured, noise, flags.level)
@@ -218,7 +219,7 @@ def retrained(flags: Flags, sides: Sides, linear, errors, measured: Linearity, c
         return {"targets": 0}
     width, batch, seed = flags.widths[0], flags.batches[0], flags.seeds[0]
     fit, held = (dataclasses.replace(pair, targets=only(pair.targets, kept)) for pair in (sides.fit, sides.held_out))
-    mlps = mlp_fits(flags, fit, width, batch, (seed,), log)
+    mlps = mlp_fits(flags, fit, width, batch, (seed,), of_targets(linear, kept), log)
     (name,) = mlps
     alone, before = document_errors(held, mlps).r2(name), errors.r2(name)[kept]
     g = alone - measured.r2_linear[kept]
@@ -230,6 +231,16 @@ def retrained(flags: Flags, sides: Sides, linear, errors, measured: Linearity, c
         "median_g": float(np.median(measured.g[kept])),
         "median_g_retrained": float(np.median(g)),
     }
+
+
+def of_targets(linear: dict[str, Trained], kept: np.ndarray) -> dict[str, Trained]:
+    """Linear connectors to some of their targets alone."""
+
+    def cut(trained: Trained) -> Trained:
+        params = {name: each if name == "input_norm" else each[..., kept] for name, each in trained.params.items()}
+        return Trained(Linear().sized(trained.connector.d_in, len(kept)), params)
+
+    return {name: cut(each) for name, each in linear.items()}
 
 
 def only(site: SiteCodes, kept: np.ndarray) -> SiteCodes:

@@ -40,6 +40,8 @@ class Flags(ConnectingFlags):
     """Penalty of the sparse connector; by default that of the elbow of the front on the validation documents."""
     ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
     """Ridges of the dense linear connector, of which validation chooses."""
+    mlp: Literal["on-linear", "plain"] = "on-linear"
+    """The MLP: hidden units beside the dense linear connector, which stays as it is; or hidden units alone."""
     mlp_width: int = 512
     """Hidden units of the MLP."""
     mlp_tokens: int = 0

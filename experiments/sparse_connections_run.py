@@ -7,7 +7,7 @@ import numpy as np
 from experiments import run_folder
 from experiments.connecting import Ends, Opened, check, feature_count
 from experiments.connecting_codes import Codes, Sides
-from experiments.connecting_fits import Dense, check_ridges, dense_fit, gradient_fit, predictor
+from experiments.connecting_fits import MLPS, Dense, check_ridges, dense_fit, gradient_fit, predictor
 from experiments.connecting_layers import Stages, layer_folder, plain, rows_of, run_layers
 from experiments.data import check_positive
 from experiments.sparse_connections import Flags
@@ -23,7 +23,6 @@ from sparse_jax.connectors.fronts import Front, front, median_nonzeros, nonzeros
 from sparse_jax.connectors.labels import AND, AND_NOT, NO_INPUTS, OR, WEIGHTED_SUM, label_targets
 from sparse_jax.connectors.linear_path import LinearMaps, LinearPath, default_alphas, linear_path
 from sparse_jax.connectors.linear_refit import refit_linear
-from sparse_jax.connectors.mlp import MLP
 from sparse_jax.connectors.moments import moments
 from sparse_jax.connectors.standardised import Standardised, standardised
 from sparse_jax.errors import InputError
@@ -143,8 +142,8 @@ def fitted(flags: Flags, ends: Ends, sides: Sides, stage: Stages) -> Fits:
     with stage("MLP"):
         lines = JsonLines(flags.out / "metrics.jsonl")
         (mlp,) = gradient_fit(
-            MLP(n_features=flags.mlp_width), sides.fit, flags.mlp_tokens, flags.mlp_batch, (flags.seed,),
-            lambda row: lines.write({"layer": ends.layer, "connector": "mlp", **row}),
+            MLPS[flags.mlp](n_features=flags.mlp_width), sides.fit, flags.mlp_tokens, flags.mlp_batch, (flags.seed,),
+            lambda row: lines.write({"layer": ends.layer, "connector": "mlp", **row}), linear=(dense.trained,),
         )  # fmt: skip
     return Fits(problem, path, refits, chosen, elbow, refits.trained(chosen, problem), dense, mlp)
 

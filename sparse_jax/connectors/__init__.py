@@ -20,6 +20,7 @@ from sparse_jax.connectors.connector_files import load_connector, save_connector
 from sparse_jax.connectors.deep_mlp import DeepMLP
 from sparse_jax.connectors.linear import Linear
 from sparse_jax.connectors.mlp import MLP
+from sparse_jax.connectors.mlp_on_linear import MLPOnLinear
 from sparse_jax.connectors.paired_codes import CodeStore, Pair, SiteCodes
 from sparse_jax.connectors.relu_linear import ReLULinear
 
@@ -31,6 +32,7 @@ __all__ = [
     "Connector",
     "DeepMLP",
     "Linear",
+    "MLPOnLinear",
     "Pair",
     "ReLULinear",
     "SiteCodes",

@@ -32,6 +32,9 @@ from sparse_jax.connectors.squared_error import squared_error
 from sparse_jax.dictionaries.protocol import HELD, Batch, Context, Dictionary, Losses, Params, Ramp
 from sparse_jax.errors import InputError
 
+# Parameters that only the loss reads.
+_UNITS = ("input_norm", "target_scale")
+
 
 @dataclass(frozen=True)
 class Connector(Dictionary):
@@ -73,7 +76,12 @@ class Connector(Dictionary):
     @property
     def frozen(self) -> tuple[str, ...]:
         """The norms of inputs and the scales of targets."""
-        return ("input_norm", "target_scale")
+        return _UNITS
+
+    @property
+    def trained_weights(self) -> tuple[str, ...]:
+        """Names of the matrices that are trained."""
+        return tuple(name for name in self.reads_writes if name not in self.frozen)
 
     def init(self, key: jax.Array) -> Params:
         """Weights drawn as each connector says, biases 0, norms and scales 1."""
@@ -119,9 +127,9 @@ class Connector(Dictionary):
         }
 
     def weight_l1(self, params: Params) -> jax.Array:
-        """The l1 norm of all weights in their units."""
+        """The l1 norm of all trained weights in their units."""
         units = self.weight_units(params)
-        return sum(jnp.sum(jnp.abs(params[name]) / units[name]) for name in units)
+        return sum(jnp.sum(jnp.abs(params[name]) / units[name]) for name in self.trained_weights)
 
     def squared_error(self, params: Params, hidden: Codes, batch: Batch) -> jax.Array:
         """The scaled squared error of what hidden codes predict."""
@@ -169,7 +177,7 @@ class Connector(Dictionary):
         units = self.weight_units(around)
         units |= {name: _units(around, side, self) for name, side in self.bias_sides.items() if name in params}
         moved = {name: params[name] * units[name] if sign > 0 else params[name] / units[name] for name in units}
-        ends = {name: around[name] if sign > 0 else jnp.ones_like(around[name]) for name in self.frozen}
+        ends = {name: around[name] if sign > 0 else jnp.ones_like(around[name]) for name in _UNITS}
         return {**params, **moved, **ends}
 
 

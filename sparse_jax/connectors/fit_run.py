@@ -250,17 +250,17 @@ def _step(
     batch = Batch(x, y, jnp.ones(rows, jnp.float32))
     terms, fired, grads = connector.smooth_value_and_grad(state.params, batch, ctx)
     trained = {name: state.params[name] for name in grads}
-    penalties = {} if keep_support else dict.fromkeys(connector.reads_writes, coefficients["alpha"])
+    penalties = {} if keep_support else dict.fromkeys(connector.trained_weights, coefficients["alpha"])
     moved, adam = proximal_adam(trained, grads, state.adam, count, rate, penalties, b1)
     if keep_support:
-        moved |= {name: jnp.where(trained[name] != 0, moved[name], 0) for name in connector.reads_writes}
+        moved |= {name: jnp.where(trained[name] != 0, moved[name], 0) for name in connector.trained_weights}
     counted = jnp.minimum(state.fired, 2**30) + fired
     return FitState({**state.params, **moved}, adam, counted), terms
 
 
 @partial(jax.jit, static_argnums=0)
 def _summary(connector: Connector, params: Params) -> dict[str, jax.Array]:
-    weights = [params[name] for name in connector.reads_writes]
+    weights = [params[name] for name in connector.trained_weights]
     nonzero = sum(jnp.sum((w != 0).astype(jnp.float32)) for w in weights)
     return {"weight_l1_norm": connector.weight_l1(params), "nonzero": nonzero / sum(w.size for w in weights)}
 

@@ -12,6 +12,7 @@ from sparse_jax.connectors.autoencoder import AutoencoderConnector
 from sparse_jax.connectors.fit import FitOptions, Member, fit
 from sparse_jax.connectors.linear import Linear
 from sparse_jax.connectors.mlp import MLP
+from sparse_jax.connectors.mlp_on_linear import MLPOnLinear
 from sparse_jax.connectors.pair_batches import PairBatches
 from sparse_jax.connectors.refit import least_squares_on_support, refit, with_weights
 from sparse_jax.connectors.scaling import scales_of
@@ -119,6 +120,27 @@ def test_an_mlp_learns_what_a_linear_connector_cannot():
         errors[connector.kind] = np.mean((np.asarray(found.trained[0].predict(x)) - y) ** 2, 0) / y.var(0)
     assert errors["linear"].min() > 0.2
     assert errors["mlp"].max() < 0.02
+
+
+def test_an_mlp_on_a_linear_connector_starts_there_and_adds_what_it_cannot():
+    rng = np.random.default_rng(2)
+    x = ((rng.random((TOKENS, 6)) < 0.4) * [1, 2, 3, 1, 1, 1]).astype(np.float32)
+    y = np.stack([x[:, 0] * x[:, 1], x[:, 2] + 2 * x[:, 3] + 1], 1).astype(np.float32)
+    pair = pair_of(x, y)
+    options = dataclasses.replace(OPTIONS, learning_rate=0.01, tokens=250_000)
+    linear = fit(Linear(), pair, options).trained[0]
+    connector = MLPOnLinear(n_features=16)
+    start = connector.start(linear, jax.random.key(0))
+    np.testing.assert_allclose(start.predict(x), linear.predict(x), rtol=1e-5, atol=1e-5)
+    end = fit(connector, pair, options, start=[start]).trained[0]
+    np.testing.assert_allclose(end.params["W_skip"], linear.weights(), rtol=1e-5, atol=1e-6)  # units there and back
+    errors = [np.mean((np.asarray(each.predict(x)) - y) ** 2, 0) / y.var(0) for each in (linear, end)]
+    assert errors[0][0] > 0.2
+    assert errors[1][0] < 0.02
+    assert errors[1][1] < errors[0][1] + 1e-3
+    # The penalty is of what is trained.
+    np.testing.assert_allclose(connector.sized(6, 2).weight_l1(start.params), connector.sized(6, 2).weight_l1(
+        start.params | {"W_skip": 0 * linear.weights()}), rtol=1e-6)  # fmt: skip
 
 
 def test_refits_have_no_shrinkage(planted, fitted):
