@@ -61,10 +61,12 @@ class Flags:
     """Places at which trios are checked by intervention, and as many of random trios."""
     held_out: float = 0.2
     """Share of the text, by documents, on which R^2 is measured; the maps are fitted on the rest."""
-    mlp_epochs: int = 10
+    ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
+    """Ridges of the linear one, of which a tenth of those documents chooses."""
+    mlp_epochs: int = 4
     """Times that the MLP sees the text it is fitted on; 0: no MLP."""
     mlp_width: int = 256
-    """Hidden units of the MLP."""
+    """Hidden units of the MLP, which stands on the linear map."""
     slots: int = 64
     """Active features of a token that are kept, at most."""
     memory_gb: float = 4.0

@@ -2,16 +2,15 @@
 
 import dataclasses
 import time
-from functools import partial
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import run_folder
 from experiments.attention_connections import Flags
 from experiments.attention_connections_report import Labels, maps_table, report
+from experiments.connecting_fits import check_ridges, dense_fit, gradient_fit
 from experiments.data import check_positive
 from experiments.reading import Subject, given_of, max_norm_of, open_subject, read_dictionary
 from sparse_jax.connectors.attention_check import TrioCheck, check_trios, random_places, sample_places
@@ -19,14 +18,17 @@ from sparse_jax.connectors.attention_codes import AttentionCodes, collect_attent
 from sparse_jax.connectors.attention_heads import Heads, heads_of, read_by, written_by
 from sparse_jax.connectors.attention_maps import TopEntries, top_ov, top_qk
 from sparse_jax.connectors.attention_trios import Trios, find_trios, head_vectors
-from sparse_jax.connectors.connector import Trained
-from sparse_jax.connectors.same_position import SamePosition, choose_ridge, constant, same_position
-from sparse_jax.connectors.same_position_mlp import fit_mlp
+from sparse_jax.connectors.mlp_on_linear import MLPOnLinear
+from sparse_jax.connectors.moments import moments
+from sparse_jax.connectors.same_position import SamePosition, same_position
+from sparse_jax.connectors.standardised import standardised
 from sparse_jax.connectors.trio_places import Columns, Places, TrioFigures, figures_of, places_of
 from sparse_jax.errors import InputError
 from sparse_jax.features import write
 from sparse_jax.lm.sites import Site
 
+# Share of the documents that maps of the same position are fitted on which chooses the ridge; tokens in an MLP's step.
+VALIDATION, MLP_BATCH = 0.1, 1024
 WRITTEN = ("trios.json", "same_position.json", "maps.json")
 
 
@@ -74,6 +76,7 @@ def check(flags: Flags) -> None:
     for name in ("distance", "mlp_epochs", "seed"):
         if getattr(flags, name) < 0:
             raise InputError(f"--{name.replace('_', '-')} {getattr(flags, name)}: give 0 or more")
+    check_ridges(flags.ridges)
     if not 0 < flags.held_out < 1:
         raise InputError(f"--held-out {flags.held_out}: give a share between 0 and 1")
 
@@ -137,11 +140,16 @@ def collected(flags: Flags, layer: int, before: Subject, after: Subject) -> Atte
 def explained_by_position(flags: Flags, found: AttentionCodes) -> SamePosition:
     """R^2 of each feature of attn_out from the features of the same position."""
     train, held_out = found.pair().split(flags.held_out, flags.seed)
-    maps = {"linear": choose_ridge(train, seed=flags.seed).predict}
+    fit, validation = train.split(VALIDATION, flags.seed)
+    problem = standardised(moments(fit, blocks=1, dtype=np.float64))
+    dense = dense_fit(problem, validation, flags.ridges)
+    maps = {"linear": dense.trained}
     if flags.mlp_epochs:
-        mlp = fit_mlp(train, flags.mlp_width, flags.mlp_epochs, seed=flags.seed)
-        maps["MLP"] = partial(jax.jit(Trained.predict), mlp)
-    return same_position(held_out, {**maps, "mean": constant(train)})
+        (maps["MLP"],) = gradient_fit(
+            MLPOnLinear(n_features=flags.mlp_width), fit, flags.mlp_epochs * len(fit), MLP_BATCH, (flags.seed,),
+            lambda row: None, linear=(dense.trained,),
+        )  # fmt: skip
+    return same_position(held_out, maps, problem.target_mean)
 
 
 def trios_of(flags, heads: Heads, head: int, found, before: Subject, after: Subject, columns) -> HeadTrios:

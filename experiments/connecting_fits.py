@@ -18,6 +18,9 @@ from sparse_jax.connectors.paired_codes import Pair
 from sparse_jax.connectors.standardised import Standardised
 from sparse_jax.errors import InputError
 
+# Adam's rate for MLPs beside a linear map: on validation documents of one layer of the embedded model an R^2 of 0.419,
+# with 3e-4 0.392, with 3e-3 0.411 (500,000 tokens; the linear map has 0.381).
+ON_LINEAR_RATE = 1e-3
 # What --mlp may say.
 MLPS: dict[str, type[MLP]] = {"on-linear": MLPOnLinear, "plain": MLP}
 
@@ -94,7 +97,8 @@ def gradient_fit(
         start = None
         if isinstance(connector, MLPOnLinear):
             start = [connector.start(linear[i % len(linear)], jax.random.key(seed))]
-        fitted = fit(connector, pair, options, [Member(members or {}, seed=seed)], start=start, log=log, progress=True)
+        member = Member(members or {}, seed=seed, learning_rate=None if start is None else ON_LINEAR_RATE)
+        fitted = fit(connector, pair, options, [member], start=start, log=log, progress=True)
         made.append(fitted.trained[0])
     return made
 
