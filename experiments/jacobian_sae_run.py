@@ -1,5 +1,6 @@
 """What `experiments.jacobian_sae` does with its flags, from top to bottom."""
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -64,6 +65,11 @@ class Side:
 
 def run(flags: Flags) -> int:
     """Run the experiment; returns the exit code."""
+    with contextlib.ExitStack() as held:
+        return _run(flags, held)
+
+
+def _run(flags: Flags, held: contextlib.ExitStack) -> int:
     started = time.perf_counter()
     if flags.reuse_memory:
         keep_freed_memory()
@@ -75,6 +81,7 @@ def run(flags: Flags) -> int:
     if earlier is not None:
         run_folder.check_same(earlier["flags"], run_folder.jsonable(flags), flags.out)
     loaded = load_models(flags)
+    held.enter_context(run_folder.hold(flags.out))
     if not flags.resume:
         resolved = {name: data[0].identity() for name, data in loaded.items()}
         run_folder.begin(flags, resolved, also=(LOGS["step0"],))
@@ -192,7 +199,8 @@ def train(flags: Flags, side: Side, pace: Pace) -> tuple[JacobianPair, tuple]:
         ]
 
     lines = JsonLines(flags.out / LOGS[side.name])
-    with Checkpoints(flags.out / "checkpoints" / side.name) as checkpoints, command.StopRequest() as stop:
+    about = {"config": run_folder.jsonable(flags), "identity": side.into.identity()}
+    with Checkpoints(flags.out / "checkpoints" / side.name, **about) as checkpoints, command.StopRequest() as stop:
         if flags.resume and checkpoints.latest() is not None:
             states = checkpoints.restore(states)
             print(f"resumed at step {steps_taken(states)} of {pace.total}")

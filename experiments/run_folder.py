@@ -16,10 +16,16 @@ import jax
 import sparse_jax
 from sparse_jax.errors import InputError
 
+# Keeps other writers out of a run folder, from the first write on.
+from sparse_jax.training.checkpoint_lock import hold as hold
+
 # Names that an experiment writes; `--overwrite` removes these and nothing else.
 OWNED = ("config.json", "metrics.jsonl", "metrics.json", "statistics.npz", "report.html", "checkpoints", "dictionaries")
 # Flags that say how a run is carried out, not what it computes: they may differ on resume.
-CARRYING_OUT = ("resume", "overwrite", "debug", "out", "reuse_memory", "checkpoint_every", "log_every")
+CARRYING_OUT = (
+    "resume", "overwrite", "debug", "out", "reuse_memory", "checkpoint_every", "keep_checkpoints", "keep_best",
+    "log_every",
+)  # fmt: skip
 
 
 def prepare(out: Path, *, overwrite: bool, resume: bool | None = None) -> dict | None:

@@ -36,6 +36,8 @@ class Flags(ConnectingFlags):
     """Penalties of the path; by default --points of them, evenly in the logarithm."""
     points: int = 12
     """How many, then."""
+    smallest: float = 2e-2
+    """The last of those over the largest, from which all weights are 0; smaller ones need more connections and time."""
     alpha: float | None = None
     """Penalty of the sparse connector; by default that of the elbow of the front on the validation documents."""
     ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -50,6 +52,8 @@ class Flags(ConnectingFlags):
     """Tokens in a step of its training."""
     splice_tokens: int = 20_480
     """Held-out tokens on which the site is replaced, at most; 0: it is not."""
+    splice_points: int = 3
+    """Points of the path with which it is replaced too, from the sparsest to the densest: what sparsity costs."""
     non_negative: bool = False
     """Where the site is replaced, codes predicted below 0 become 0, as no encoder would give them."""
     checks: int = 1000

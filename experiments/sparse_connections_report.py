@@ -104,12 +104,13 @@ def check_tables(layer: dict) -> list[Table]:
         rows = tuple(
             (what, *(each[key]["value"] for key in keys), *(each["ce_increase"][end] for end in ("low", "high")),
              each["fvu"])
-            for what, each in spliced["rows"].items()
+            for what, each in (*spliced["rows"].items(), *path_rows(spliced))
         )  # fmt: skip
         made.append(Table(f"{name}: the model with the site replaced",
                           ("", "CE increase", "KL", "recovered of zero", "of mean", "CE low", "CE high", "FVU"), rows,
                           f"{spliced['predictions']:,} predictions of held-out text, CE {spliced['ce_clean']:.4f} nats "
-                          "as it is; intervals over documents."))  # fmt: skip
+                          "as it is; intervals over documents. n a target: sparse connectors with that many "
+                          "connections, median over alive targets."))  # fmt: skip
     if causal := layer.get("causal"):
         rows = []
         for norm in ("live", "frozen"):
@@ -131,6 +132,11 @@ def check_tables(layer: dict) -> list[Table]:
                           "On the support of the learned ones; AUC: |other| tells connections from "
                           "the rest."))  # fmt: skip
     return made
+
+
+def path_rows(spliced: dict) -> list[tuple[str, dict]]:
+    """(name, figures) of the points of the path that were spliced."""
+    return [(f"{each['nonzeros']['median']:g} a target", each["figures"]) for each in spliced.get("path", ())]
 
 
 def best_table(layer: dict, rows: list[dict], count: int = 8) -> Table:

@@ -30,6 +30,8 @@ from sparse_jax.training import JsonLines
 
 EXPERIMENT = "sparse_connections"
 LABELS = (OR, AND, AND_NOT, WEIGHTED_SUM, NO_INPUTS)
+# What a point of the path is called among what is spliced.
+PATH = "path "
 # Terms of a formula in targets.json.
 _TERMS = 10
 
@@ -76,7 +78,9 @@ def check_flags(flags: Flags) -> None:
     check(flags)
     check_ridges(flags.ridges)
     check_positive(flags, "alphas", "mlp_width", "mlp_batch")
-    for name in ("mlp_tokens", "splice_tokens", "checks", "pages"):
+    if not 0 < flags.smallest < 1:
+        raise InputError(f"--smallest {flags.smallest}: give a share between 0 and 1")
+    for name in ("mlp_tokens", "splice_tokens", "splice_points", "checks", "pages"):
         if getattr(flags, name) < 0:
             raise InputError(f"--{name.replace('_', '-')} {getattr(flags, name)}: give 0 or more")
     if flags.alpha is not None and not flags.alpha > 0:
@@ -104,7 +108,9 @@ def measure_layer(flags: Flags, opened: Opened, ends: Ends, codes: Codes) -> dic
     figures |= {"labels": counts}
     if flags.splice_tokens:
         with stage("spliced"):
-            figures["spliced"] = spliced_figures_of(flags, opened, ends, fits.connectors, codes.numbers)
+            several = fits.connectors | path_connectors(fits, flags.splice_points)
+            figures["spliced"] = spliced_figures_of(flags, opened, ends, several, codes.numbers)
+            figures["spliced"]["path"] = path_costs(fits, figures["spliced"]["rows"], beside.alive())
     if flags.checks:
         with stage("causal check"):
             figures["causal"] = causal_figures_of(flags, opened, ends, sides, fits.sparse, fits.problem)
@@ -150,7 +156,7 @@ def fitted(flags: Flags, ends: Ends, sides: Sides, stage: Stages) -> Fits:
 
 def alphas_of(flags: Flags, problem: Standardised) -> np.ndarray:
     """The penalties of the path, the given one among them."""
-    alphas = np.array(flags.alphas) if flags.alphas else default_alphas(problem, flags.points)
+    alphas = np.array(flags.alphas) if flags.alphas else default_alphas(problem, flags.points, flags.smallest)
     return alphas if flags.alpha is None else np.unique([*alphas, flags.alpha])
 
 
@@ -162,6 +168,29 @@ def choose(flags: Flags, sides: Sides, path: LinearPath, refits: LinearMaps) -> 
     found = front(errors, refits.nonzeros)
     elbow = int(found.order[found.elbow])
     return elbow, elbow
+
+
+def path_connectors(fits: Fits, count: int) -> dict[str, Trained]:
+    """name -> connectors of some points of the path, evenly from the sparsest with a connection to the densest."""
+    total = fits.refits.nonzeros.sum(axis=1)
+    points = np.flatnonzero(total)
+    if not count or not len(points):
+        return {}
+    chosen = points[np.unique(np.linspace(0, len(points) - 1, min(count, len(points))).round().astype(int))]
+    return {f"{PATH}{point}": fits.refits.trained(int(point), fits.problem) for point in chosen}
+
+
+def path_costs(fits: Fits, rows: dict, alive: np.ndarray) -> list[dict]:
+    """What some points of the path cost when spliced, the sparsest first; taken out of the spliced rows."""
+    names = sorted((name for name in rows if name.startswith(PATH)), key=lambda name: int(name.removeprefix(PATH)))
+    made = []
+    for name in names:
+        point = int(name.removeprefix(PATH))
+        nonzeros = fits.refits.nonzeros[point, alive]
+        made.append(
+            {"point": point, "alpha": fits.path.alphas[point], "nonzeros": spread(nonzeros), "figures": rows.pop(name)}
+        )
+    return made
 
 
 def front_figures(fits: Fits, lasso: BlockErrors, refits: BlockErrors, beside: BlockErrors) -> tuple[dict, dict]:

@@ -1,5 +1,6 @@
 """What `experiments.sweep` does with its flags, from top to bottom."""
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -19,6 +20,7 @@ from experiments.train_sae_run import FLOOR_FIGURES, centring, make_pace, proven
 from experiments.training_run import (
     Resample,
     bias_start,
+    kept_checkpoints,
     resampler,
     training_bar,
     warn_of_missed_l0,
@@ -37,7 +39,6 @@ from sparse_jax.metrics import fronts
 from sparse_jax.numerics.allocator import keep_freed_memory
 from sparse_jax.numerics.precision import fast_dtype
 from sparse_jax.training import (
-    Checkpoints,
     Group,
     JsonLines,
     Member,
@@ -64,6 +65,11 @@ ALONG_FIGURES = ("l0", "fvu", "ce_increase", "dead_fraction", "tokens_evaluated"
 
 def run(flags: Flags) -> int:
     """Run the experiment; returns the exit code."""
+    with contextlib.ExitStack() as held:
+        return _run(flags, held)
+
+
+def _run(flags: Flags, held: contextlib.ExitStack) -> int:
     started = time.perf_counter()
     if flags.reuse_memory:
         keep_freed_memory()
@@ -79,6 +85,7 @@ def run(flags: Flags) -> int:
         run_folder.check_same(earlier["flags"], run_folder.jsonable(flags), flags.out)
     sites = dict(zip(flags.sites, load_data(flags, *flags.sites, store=store)))
     members = sized(flags, wanted, sites)
+    held.enter_context(run_folder.hold(flags.out))
     if flags.overwrite:
         run_folder.clear(flags.out)
     groups, chosen = group([member for member, _ in members]), {member.name: choice for member, choice in members}
@@ -197,7 +204,8 @@ def train(
     states = tuple(init_ensemble(each, optimisation.transform, normalisers[each.site]) for each in groups)
     steps = tuple(make_ensemble_step(each, optimisation, flags.schedule, pace.total, window) for each in groups)
     lines = JsonLines(flags.out / "metrics.jsonl")
-    with Checkpoints(flags.out / "checkpoints") as checkpoints, command.StopRequest() as stop:
+    identity = {site: data.identity() for site, data in by_site.items()}
+    with kept_checkpoints(flags, flags.out / "checkpoints", identity) as checkpoints, command.StopRequest() as stop:
         if flags.resume and checkpoints.latest() is not None:
             states = checkpoints.restore(states)
             print(f"resumed at step {steps_taken(states)} of {pace.total}")

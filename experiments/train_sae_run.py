@@ -1,5 +1,6 @@
 """What `experiments.train_sae` does with its flags, from top to bottom."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from experiments.training_flags import TrainingFlags
 from experiments.training_run import (
     Resample,
     bias_start,
+    kept_checkpoints,
     resampler,
     training_bar,
     warn_of_missed_l0,
@@ -36,7 +38,6 @@ from sparse_jax.metrics import Evaluation
 from sparse_jax.numerics.allocator import keep_freed_memory
 from sparse_jax.numerics.precision import fast_dtype
 from sparse_jax.training import (
-    Checkpoints,
     JsonLines,
     Pace,
     Resampling,
@@ -75,6 +76,11 @@ def by_adam(
 
 def run(flags: Flags, start: Start = by_adam) -> int:
     """Run the experiment; returns the exit code. `start` says where training starts and what a step is."""
+    with contextlib.ExitStack() as held:
+        return _run(flags, start, held)
+
+
+def _run(flags: Flags, start: Start, held: contextlib.ExitStack) -> int:
     started = time.perf_counter()
     if flags.reuse_memory:
         keep_freed_memory()
@@ -93,6 +99,7 @@ def run(flags: Flags, start: Start = by_adam) -> int:
     if earlier is not None:
         run_folder.check_same(earlier["flags"], run_folder.jsonable(flags), flags.out)
     (data,) = load_data(flags, flags.site, store=store)
+    held.enter_context(run_folder.hold(flags.out))
     if flags.overwrite:
         run_folder.clear(flags.out)
     dictionary = flags.dictionary.sized(data.width, compute_dtype=flags.compute_dtype)
@@ -103,7 +110,7 @@ def run(flags: Flags, start: Start = by_adam) -> int:
     statistics, blocks = measure_activations(flags, data)
     print(centring(flags, {str(data.site): statistics}), flush=True)
     training_started = time.perf_counter()
-    state, tokens_here = train(flags, dictionary, blocks, statistics, pace, start)
+    state, tokens_here = train(flags, dictionary, blocks, statistics, pace, start, data.identity())
     train_seconds = time.perf_counter() - training_started
     if int(state.step) < pace.total:
         print(f"saved at step {int(state.step)} of {pace.total}; continue with --resume")
@@ -170,13 +177,22 @@ def centring(flags: TrainingFlags, statistics: dict[str, Statistics]) -> str:
 
 
 def train(
-    flags: Flags, dictionary: Dictionary, blocks: RememberedBlocks, statistics: Statistics, pace: Pace, start: Start
+    flags: Flags,
+    dictionary: Dictionary,
+    blocks: RememberedBlocks,
+    statistics: Statistics,
+    pace: Pace,
+    start: Start,
+    identity: dict,
 ) -> tuple[TrainState, int]:
-    """The state at the end, or where the run was asked to stop; and the tokens that this call trained on."""
+    """The state at the end, or where the run was asked to stop; and the tokens that this call trained on.
+
+    A checkpoint of another model or text than `identity` is refused.
+    """
     window = min(flags.dead_window, flags.tokens // 4)
     state, step = start(flags, dictionary, statistics, pace, window)
     lines = JsonLines(flags.out / "metrics.jsonl")
-    with Checkpoints(flags.out / "checkpoints") as checkpoints, command.StopRequest() as stop:
+    with kept_checkpoints(flags, flags.out / "checkpoints", identity) as checkpoints, command.StopRequest() as stop:
         if flags.resume and checkpoints.latest() is not None:
             state = checkpoints.restore(state)
             print(f"resumed at step {int(state.step)} of {pace.total}")

@@ -65,6 +65,10 @@ class TrainingFlags(StoredTextFlags):
     """Steps between lines in metrics.jsonl."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+    keep_best: str | None = None
+    """A logged metric: the checkpoint where it is lowest (fvu) or highest (explained_variance:highest) stays too."""
     resume: bool = False
     """Continue the run in --out from its newest checkpoint; the flags must be the same."""
     overwrite: bool = False

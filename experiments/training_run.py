@@ -2,14 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 
+from experiments import run_folder
 from experiments.training_flags import TrainingFlags
 from sparse_jax.activations import Block, Normaliser
 from sparse_jax.dictionaries import Dictionary
 from sparse_jax.training import (
+    Checkpoints,
     Pace,
     Resampling,
     TrainState,
@@ -78,6 +81,17 @@ def warn_of_missed_l0(state: TrainState, name: str) -> None:
             f"warning: {name} ended at L0 {reached:.1f}, not at --target-l0 {wished:g}: give more tokens, another "
             "learning rate, or a coefficient nearer to the one that is needed (metrics.jsonl shows it)"
         )
+
+
+def kept_checkpoints(flags: Any, folder: Path, identity: dict) -> Checkpoints:
+    """The checkpoints of a run: its flags and the `identity` of its model and text are kept with each."""
+    return Checkpoints(
+        folder,
+        flags.keep_checkpoints,
+        best=flags.keep_best,
+        config=run_folder.jsonable(flags),
+        identity=identity,
+    )
 
 
 def training_bar(pace: Pace, first: int) -> Any:

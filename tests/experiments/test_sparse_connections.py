@@ -57,6 +57,13 @@ def test_what_a_run_leaves(finished):
             mean = np.mean([row[f"r2_{kind}"] for row in alive])
             np.testing.assert_allclose(figures["r2"][kind]["mean"], mean)
         assert set(figures["spliced"]["rows"]) == {"zero", "mean", "reconstruction", "dense", "sparse", "mlp"}
+        path = figures["spliced"]["path"]
+        assert 1 < len(path) <= 3
+        assert [each["alpha"] for each in path] == sorted({each["alpha"] for each in path}, reverse=True)
+        assert path[0]["nonzeros"]["mean"] < path[-1]["nonzeros"]["mean"]
+        chosen = [each for each in path if each["alpha"] == figures["alpha"]]
+        for each in chosen:  # the same connector, spliced twice
+            assert each["figures"]["ce_increase"] == figures["spliced"]["rows"]["sparse"]["ce_increase"]
         assert figures["causal"]["live"]["all"]["connections"]["connections"] == figures["causal"]["sampled"] > 10
         assert len(figures["weights"]) == 5
         assert (finished.out / "layers" / layer / "pages" / "index.html").is_file()
