@@ -4,10 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from sparse_jax.connectors.block_errors import Predictor, block_errors
+from sparse_jax.connectors.block_errors import block_errors
 from sparse_jax.connectors.connector import Connector, Trained
 from sparse_jax.connectors.fit import FitOptions, Member, fit
 from sparse_jax.connectors.linear_path import LinearMaps
@@ -42,16 +41,6 @@ class Dense:
     tried: dict[float, float]
 
 
-def predictor(trained: Trained) -> Predictor:
-    """A connector as a function of codes, compiled."""
-    return lambda codes: _predict(trained, jax.tree.map(jnp.array, codes))
-
-
-@jax.jit
-def _predict(trained: Trained, codes):
-    return trained.predict(codes)
-
-
 def check_ridges(ridges: tuple[float, ...]) -> None:
     """Raises InputError unless there are some, none below 0."""
     if not ridges or min(ridges) < 0:
@@ -71,7 +60,7 @@ def dense_fit(problem: Standardised, validation: Pair, ridges: tuple[float, ...]
 
 def mean_r2(pair: Pair, trained: Trained) -> float:
     """Mean R^2 of a connector over the targets that are alive on a pair."""
-    errors = block_errors(pair, [predictor(trained)], blocks=1)
+    errors = block_errors(pair, [trained], blocks=1)
     alive = errors.alive()
     return float(errors.r2()[0, alive].mean()) if alive.any() else float("-inf")
 

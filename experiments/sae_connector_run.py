@@ -11,7 +11,7 @@ import numpy as np
 from experiments import run_folder
 from experiments.connecting import Ends, Opened, check, feature_count
 from experiments.connecting_codes import Codes, Sides
-from experiments.connecting_fits import gradient_fit, predictor
+from experiments.connecting_fits import gradient_fit
 from experiments.connecting_layers import (
     Stages,
     layer_folder,
@@ -74,7 +74,7 @@ def measure_layer(flags: Flags, opened: Opened, ends: Ends, codes: Codes) -> dic
     with stage("connectors"):
         fits = fitted(flags, ends, sides.fit)
     with stage("R2 on held-out text"):
-        errors = block_errors(sides.held_out, [predictor(each) for each in fits.values()])
+        errors = block_errors(sides.held_out, list(fits.values()))
     alive = errors.alive()
     if not alive.any():
         raise InputError(f"no target of {ends.target} fires often enough on held-out text: raise --eval-tokens")

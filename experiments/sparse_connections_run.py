@@ -7,7 +7,7 @@ import numpy as np
 from experiments import run_folder
 from experiments.connecting import Ends, Opened, check, feature_count
 from experiments.connecting_codes import Codes, Sides
-from experiments.connecting_fits import MLPS, Dense, check_ridges, dense_fit, gradient_fit, predictor
+from experiments.connecting_fits import MLPS, Dense, check_ridges, dense_fit, gradient_fit
 from experiments.connecting_layers import Stages, layer_folder, plain, rows_of, run_layers
 from experiments.data import check_positive
 from experiments.sparse_connections import Flags
@@ -99,7 +99,7 @@ def measure_layer(flags: Flags, opened: Opened, ends: Ends, codes: Codes) -> dic
     fits = fitted(flags, ends, sides, stage)
     with stage("R2 on held-out text"):
         lasso, refits = (block_errors(sides.held_out, maps) for maps in (fits.path, fits.refits))
-        beside = block_errors(sides.held_out, [predictor(fits.dense.trained), predictor(fits.mlp)])
+        beside = block_errors(sides.held_out, [fits.dense.trained, fits.mlp])
     with stage("front"):
         figures, fronts = front_figures(fits, lasso, refits, beside)
     with stage("formulas and labels"):

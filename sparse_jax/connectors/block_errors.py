@@ -7,23 +7,20 @@ The mean predictor has 0; a bad one is negative. A target is alive where it fire
 tokens: of the others R^2 says nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from sparse_jax.connectors.document_blocks import document_blocks
+from sparse_jax.connectors.document_errors import Predictor, document_errors
 from sparse_jax.connectors.linear_path import LinearMaps
 from sparse_jax.connectors.moments import Moments, csr
 from sparse_jax.connectors.paired_codes import Pair
 from sparse_jax.errors import InputError
 from sparse_jax.numerics.sparse_codes import SparseCodes
 
-# From codes of some tokens to predicted targets [tokens, n2].
-Predictor = Callable[[SparseCodes], np.ndarray]
 MIN_FIRINGS, BLOCKS = 10, 64
-# Tokens at once: one shape for compiled predictors.
-_ROWS = 2048
 # Share of weights that are not 0 from which a product with all of them is taken.
 _DENSE = 0.1
 
@@ -94,7 +91,7 @@ def block_errors(
 
     Args:
         pair: held-out tokens.
-        predictors: functions of codes of 2,048 tokens (the last are filled up with empty rows), or linear connectors.
+        predictors: see `document_errors.py`; or linear connectors.
         blocks, seed: of documents, see `document_blocks`.
 
     Raises:
@@ -104,27 +101,9 @@ def block_errors(
     if not predictors:
         raise InputError("no connectors: give at least one predictor")
     block = document_blocks(pair.tokens.document, blocks, seed)
-    n_blocks, n2 = int(block.max()) + 1, pair.targets.n_features
-    error, total, square = np.zeros((len(predictors), n_blocks, n2)), *np.zeros((2, n_blocks, n2))
-    fired = np.zeros((n_blocks, n2), np.int64)
-    for start in range(0, len(pair), _ROWS):
-        rows = slice(start, min(start + _ROWS, len(pair)))
-        n = rows.stop - start
-        codes = SparseCodes(*(np.pad(part, ((0, _ROWS - n), (0, 0))) for part in pair.inputs.at(rows)))
-        targets, here = pair.targets.dense(rows), block[rows]
-        # Tokens of a block that stand together are added at once.
-        starts = np.flatnonzero(np.diff(here, prepend=-1))
-
-        def add(sums, values, starts=starts, here=here):
-            np.add.at(sums, here[starts], np.add.reduceat(values, starts, axis=0, dtype=sums.dtype))
-
-        add(total, targets)
-        add(square, targets**2)
-        add(fired, targets != 0)
-        for point, predict in enumerate(predictors):
-            left = targets - np.asarray(predict(codes), np.float32)[:n]
-            add(error[point], left * left)
-    return BlockErrors(error, total, square, fired, np.bincount(block, minlength=n_blocks).astype(np.int64))
+    found = document_errors(pair, {str(point): each for point, each in enumerate(predictors)}, groups=block)
+    error = np.stack([found.errors[str(point)] for point in range(len(predictors))])
+    return BlockErrors(error, found.total, found.squares, found.fired, found.tokens)
 
 
 def moment_errors(given: Moments, maps: LinearMaps) -> BlockErrors:

@@ -28,7 +28,7 @@ class DocumentErrors:
 
     Attributes:
         tokens: `[groups]` int64.
-        fired: `[groups, targets]` int64, tokens on which the target fires.
+        fired: `[groups, targets]` int64, tokens on which the target fires (is not 0, where it is a raw site).
         total, squares: `[groups, targets]` sums of the target and of its square.
         errors: predictor's name -> `[groups, targets]` sums of (prediction - target)^2.
         documents: how many documents there were; as many as groups unless they were put together.
@@ -87,6 +87,7 @@ def document_errors(
     *,
     chunk_rows: int = 2048,
     max_groups: int = 1024,
+    groups: np.ndarray | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> DocumentErrors:
     """One pass over the tokens of a pair.
@@ -99,6 +100,7 @@ def document_errors(
             filled up with empty rows), as NumPy arrays, and gives `[chunk_rows, targets]`.
         chunk_rows: tokens at once.
         max_groups: with more documents than that, every so many of them are summed together.
+        groups: `[tokens]` int, the group of each token, in place of that: numbers from 0, none left out.
         progress: is told of the tokens of each chunk.
 
     Raises:
@@ -112,11 +114,10 @@ def document_errors(
                 f"predictions {name} have shape {list(each.shape)}; there are {len(pair)} tokens and "
                 f"{pair.targets.n_features} targets"
             )
-    found, group = np.unique(pair.tokens.document, return_inverse=True)
-    group = group % max_groups
-    order, groups = np.argsort(group, kind="stable"), min(len(found), max_groups)
-    tokens = np.bincount(group, minlength=groups)
-    shape = (groups, pair.targets.n_features)
+    found, document = np.unique(pair.tokens.document, return_inverse=True)
+    group = document % max_groups if groups is None else groups
+    order, tokens = np.argsort(group, kind="stable"), np.bincount(group)
+    shape = (len(tokens), pair.targets.n_features)
     fired, total, squares = np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape)
     errors = {name: np.zeros(shape) for name in predictors}
     for begin in range(0, len(order), chunk_rows):
@@ -124,7 +125,7 @@ def document_errors(
         parts = _parts(group[rows])
         codes, y = _filled(pair.inputs.at(rows), chunk_rows), pair.targets.dense(rows)
         for at, part in parts:
-            fired[at] += np.count_nonzero(y[part] > 0, axis=0)
+            fired[at] += np.count_nonzero(y[part], axis=0)
             total[at] += y[part].sum(axis=0, dtype=np.float64)
             squares[at] += np.square(y[part], dtype=np.float64).sum(axis=0)
         for name, each in predictors.items():

@@ -22,6 +22,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from sparse_jax.connectors.attention_heads import heads_of
+from sparse_jax.connectors.attention_maps import ov_map
 from sparse_jax.connectors.between import between, centred, reciprocal_denominator
 from sparse_jax.connectors.causal import checked_columns, checked_directions
 from sparse_jax.connectors.mean_jacobian import branches
@@ -83,9 +84,7 @@ def attention_weights(lm: LanguageModel, inputs: Located, target: Located, head:
     if part.part not in ("attention", "block") or part.target.name in ("attn_q", "attn_k", "attn_v", "attn_z"):
         raise InputError(f"from {inputs.site} to {target.site}: OV paths go from resid_pre to attn_out or the stream")
     heads = heads_of(lm, part.target.layer)
-    heads.check_head(head)
-    directions, columns = checked_directions(lm, inputs), checked_columns(lm, target)
-    return (directions @ heads.W_v[heads.kv(head)]) @ (heads.W_o[head] @ columns)
+    return ov_map(heads, head, checked_directions(lm, inputs), checked_columns(lm, target))
 
 
 def mlp_weights(

@@ -1,5 +1,7 @@
 """Errors by blocks and R^2 against plain NumPy, from tokens and from moments."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -27,7 +29,7 @@ def r2_by_numpy(pair, maps, point, rows=slice(None)):
 
 
 def test_r2(monkeypatch):
-    monkeypatch.setattr(module, "_ROWS", 64)
+    monkeypatch.setattr(module, "document_errors", partial(module.document_errors, chunk_rows=64))
     pair, maps = random_pair(), some_maps()
     made = block_errors(pair, maps, blocks=6)
     assert made.error.shape == (2, 6, 9)
