@@ -3,16 +3,17 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from sparse_jax.connectors.document_errors import DocumentErrors, document_errors
+from sparse_jax.connectors.fit import FitOptions, fit
 from sparse_jax.connectors.linear_path import linear_path
-from sparse_jax.connectors.linear_refit import refit_linear
+from sparse_jax.connectors.linear_refit import dense_linear, refit_linear
 from sparse_jax.connectors.linearity import CLASSES, _seed_weights, class_counts, classify, linearity
+from sparse_jax.connectors.mlp_on_linear import MLPOnLinear
 from sparse_jax.connectors.moments import moments
+from sparse_jax.connectors.standardised import standardised
 from sparse_jax.connectors.synthetic import LINEAR_KINDS, planted_connections
 from sparse_jax.errors import InputError
 
@@ -193,59 +194,17 @@ def test_one_document_and_no_threshold_are_refused(drawn):
 THRESHOLD = 0.04
 
 
-def least_squares(pair, ridge=1e-3):
-    """Weights and bias of the linear fit, over the training tokens."""
-    x = np.c_[pair.inputs.dense(slice(None)), np.ones(len(pair), np.float32)]
-    y = pair.targets.dense(slice(None))
-    return np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ y)
-
-
-def trained_mlp(pair, seed, width=256, epochs=40, batch=512, size=0.1, rate=1e-2):
-    """A one-hidden-layer MLP by Adam, targets scaled by their standard deviation: a plain loop, for this test."""
-    x, y = jnp.array(pair.inputs.dense(slice(None))), pair.targets.dense(slice(None))
-    scale = np.maximum(y.std(axis=0), 1e-6)
-    y = jnp.array(y / scale)
-    keys = jax.random.split(jax.random.key(seed), 3)
-    n_in, n_out = x.shape[1], y.shape[1]
-    params = {
-        # Small: a network that starts from large weights keeps them, and does not generalise from few firings.
-        "W": np.float32(size) * jax.random.normal(keys[0], (n_in, width), jnp.float32),
-        "b": jnp.zeros(width, jnp.float32),
-        "V": jax.random.normal(keys[1], (width, n_out), jnp.float32) / np.float32(np.sqrt(width)),
-        "c": jnp.zeros(n_out, jnp.float32),
-    }
-    steps = len(x) // batch
-    optimiser = optax.adam(optax.cosine_decay_schedule(rate, epochs * steps))
-
-    def predict(params, x):
-        return jax.nn.relu(x @ params["W"] + params["b"]) @ params["V"] + params["c"]
-
-    def step(carry, rows):
-        params, state = carry
-        grads = jax.grad(lambda p: jnp.mean((predict(p, x[rows]) - y[rows]) ** 2))(params)
-        with jax.numpy_dtype_promotion("standard"):
-            updates, state = optimiser.update(grads, state)
-        return (optax.apply_updates(params, updates), state), None
-
-    @jax.jit
-    def epoch(carry, key):
-        order = jax.random.permutation(key, len(x))[: steps * batch].reshape(steps, batch)
-        return jax.lax.scan(step, carry, order)[0]
-
-    carry = params, optimiser.init(params)
-    for key in jax.random.split(keys[2], epochs):
-        carry = epoch(carry, key)
-    return lambda pair: np.asarray(predict(carry[0], jnp.array(pair.inputs.dense(slice(None))))) * scale
-
-
 def measured_on(planted, seeds=(0,)):
-    """Figures on held-out documents."""
+    """Figures on held-out documents, of the connectors that experiments fit."""
     train, held_out = planted.pair.split(0.25, seed=1)
-    weights = least_squares(train)
-    x = np.c_[held_out.inputs.dense(slice(None)), np.ones(len(held_out), np.float32)]
-    predictions = {"linear": (x @ weights).astype(np.float32)}
-    predictions |= {f"mlp/{seed}": trained_mlp(train, seed)(held_out) for seed in seeds}
-    errors = document_errors(held_out, predictions).constant(train.targets.dense(slice(None)).mean(axis=0))
+    problem = standardised(moments(train, blocks=1, dtype=np.float64))
+    linear = dense_linear(problem, 1e-3).trained(0, problem)
+    connector, options = MLPOnLinear(n_features=256), FitOptions(tokens=40 * len(train), batch=512)
+    predictors = {"linear": linear}
+    for seed in seeds:
+        start = connector.start(linear, jax.random.key(seed))
+        predictors[f"mlp/{seed}"] = fit(connector, train, options, start=[start]).trained[0]
+    errors = document_errors(held_out, predictors).constant(problem.target_mean)
     return linearity(errors, ["linear"], [f"mlp/{seed}" for seed in seeds])
 
 
