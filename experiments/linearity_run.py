@@ -30,7 +30,7 @@ from sparse_jax.connectors.moments import moments
 from sparse_jax.connectors.noise_threshold import NoiseThreshold, noise_threshold
 from sparse_jax.connectors.original_rule import OriginalRule, original_rule
 from sparse_jax.connectors.outliers import Outliers, outliers
-from sparse_jax.connectors.paired_codes import Pair, SiteCodes
+from sparse_jax.connectors.paired_codes import Pair
 from sparse_jax.connectors.scaling import moments_of
 from sparse_jax.connectors.standardised import standardised
 from sparse_jax.errors import InputError
@@ -218,7 +218,9 @@ def retrained(flags: Flags, sides: Sides, linear, errors, measured: Linearity, c
     if not len(kept):
         return {"targets": 0}
     width, batch, seed = flags.widths[0], flags.batches[0], flags.seeds[0]
-    fit, held = (dataclasses.replace(pair, targets=only(pair.targets, kept)) for pair in (sides.fit, sides.held_out))
+    fit, held = (
+        dataclasses.replace(pair, targets=pair.targets.of_features(kept)) for pair in (sides.fit, sides.held_out)
+    )
     mlps = mlp_fits(flags, fit, width, batch, (seed,), of_targets(linear, kept), log)
     (name,) = mlps
     alone, before = document_errors(held, mlps).r2(name), errors.r2(name)[kept]
@@ -233,6 +235,11 @@ def retrained(flags: Flags, sides: Sides, linear, errors, measured: Linearity, c
     }
 
 
+def of_features(pair: Pair, kept: np.ndarray) -> Pair:
+    """A pair with some of its targets alone."""
+    return dataclasses.replace(pair, targets=pair.targets.of_features(kept))
+
+
 def of_targets(linear: dict[str, Trained], kept: np.ndarray) -> dict[str, Trained]:
     """Linear connectors to some of their targets alone."""
 
@@ -241,16 +248,6 @@ def of_targets(linear: dict[str, Trained], kept: np.ndarray) -> dict[str, Traine
         return Trained(Linear().sized(trained.connector.d_in, len(kept)), params)
 
     return {name: cut(each) for name, each in linear.items()}
-
-
-def only(site: SiteCodes, kept: np.ndarray) -> SiteCodes:
-    """Codes of some features alone, numbered by their place in `kept`."""
-    place = np.full(site.n_features, -1, np.int64)
-    place[kept] = np.arange(len(kept))
-    at = place[np.asarray(site.indices)]
-    return SiteCodes(
-        site.name, len(kept), np.where(at >= 0, site.values, 0).astype(np.float32), np.maximum(at, 0).astype(np.int32)
-    )
 
 
 def save_all(flags: Flags, opened: Opened, ends: Ends, sides: Sides, fits: dict[str, Trained]) -> None:

@@ -38,6 +38,11 @@ class Flags(ConnectingFlags):
     """How many, then."""
     smallest: float = 2e-2
     """The last of those over the largest, from which all weights are 0; smaller ones need more connections and time."""
+    sample: int = 256
+    """Targets, drawn from those alive, whose path goes on to --sample-smallest: how many connections do they need for
+    90 % of what the dense connector reaches? 0: the path of all answers that, as far as it goes."""
+    sample_smallest: float = 2e-3
+    """As --smallest, for those."""
     alpha: float | None = None
     """Penalty of the sparse connector; by default that of the elbow of the front on the validation documents."""
     ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)

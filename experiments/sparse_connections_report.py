@@ -75,7 +75,8 @@ def layers_table(final: dict) -> Table:
         tuple(rows),
         "On held-out text. R²: mean over targets alive there. Nonzeros: median over alive targets, of the sparse "
         "connector (least squares on the support of the elbow), and the fewest with which a target reaches 90 % of "
-        "the dense R² (interval over documents; a dash: more than half of them do not on this path). CE: rise of the "
+        "the dense R² (of a sample of targets, interval over documents; a dash: more than half of them do not on its "
+        "path). CE: rise of the "
         "cross-entropy in nats with the target site replaced. Causal: correlation of measured and predicted changes "
         "on changing one input, and of a control target. step0: the model with random weights.",
     )

@@ -1,5 +1,6 @@
 """What `experiments.sparse_connections` does with its flags, from top to bottom."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,8 @@ from sparse_jax.training import JsonLines
 
 EXPERIMENT = "sparse_connections"
 LABELS = (OR, AND, AND_NOT, WEIGHTED_SUM, NO_INPUTS)
+# Points of the path of a sample.
+SAMPLE_POINTS = 14
 # What a point of the path is called among what is spliced.
 PATH = "path "
 # Terms of a formula in targets.json.
@@ -80,7 +83,9 @@ def check_flags(flags: Flags) -> None:
     check_positive(flags, "alphas", "mlp_width", "mlp_batch")
     if not 0 < flags.smallest < 1:
         raise InputError(f"--smallest {flags.smallest}: give a share between 0 and 1")
-    for name in ("mlp_tokens", "splice_tokens", "splice_points", "checks", "pages"):
+    if not 0 < flags.sample_smallest < 1:
+        raise InputError(f"--sample-smallest {flags.sample_smallest}: give a share between 0 and 1")
+    for name in ("sample", "mlp_tokens", "splice_tokens", "splice_points", "checks", "pages"):
         if getattr(flags, name) < 0:
             raise InputError(f"--{name.replace('_', '-')} {getattr(flags, name)}: give 0 or more")
     if flags.alpha is not None and not flags.alpha > 0:
@@ -102,6 +107,9 @@ def measure_layer(flags: Flags, opened: Opened, ends: Ends, codes: Codes) -> dic
         beside = block_errors(sides.held_out, [fits.dense.trained, fits.mlp])
     with stage("front"):
         figures, fronts = front_figures(fits, lasso, refits, beside)
+    if flags.sample:
+        with stage("path of a sample"):
+            figures["nonzeros_at_90"] = needed_by_sample(flags, sides, fits.problem, part(beside, 0))
     with stage("formulas and labels"):
         made, table, counts = formulas(opened, ends, sides, fits, refits, beside)
     figures |= {"name": ends.name, "inputs": ends.inputs, "target": ends.target, "tokens": tokens_of(sides)}
@@ -224,6 +232,20 @@ def front_figures(fits: Fits, lasso: BlockErrors, refits: BlockErrors, beside: B
     }
     points = {name: front_points(each, fits.path.alphas) for name, each in fronts.items()}
     return figures, plain({**points, "chosen": fits.chosen, "dense": float(r2[0].mean()), "mlp": float(r2[1].mean())})
+
+
+def needed_by_sample(flags: Flags, sides: Sides, problem: Standardised, dense: BlockErrors) -> dict:
+    """Connections for 90 % of the dense R^2, of targets drawn from those alive, along a path that goes farther."""
+    alive = np.flatnonzero(dense.alive() & (problem.scales > 0))
+    rng = np.random.default_rng(flags.seed)
+    kept = np.sort(rng.choice(alive, min(flags.sample, len(alive)), replace=False))
+    problem, dense = problem.of_targets(kept), dense.of_targets(kept)
+    held_out = dataclasses.replace(sides.held_out, targets=sides.held_out.targets.of_features(kept))
+    path = linear_path(problem, default_alphas(problem, SAMPLE_POINTS, flags.sample_smallest))
+    needed = {}
+    for name, maps in (("lasso", path), ("refit", refit_linear(path, problem))):
+        needed[name] = median_nonzeros(block_errors(held_out, maps), maps.nonzeros, dense)
+    return needed | {"sampled": len(kept)}
 
 
 def part(errors: BlockErrors, number: int) -> BlockErrors:

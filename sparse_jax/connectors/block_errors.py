@@ -56,6 +56,11 @@ class BlockErrors:
         varies = self.square.sum(axis=0) - self.sum.sum(axis=0) ** 2 / max(self.count.sum(), 1) > 0
         return (self.fired.sum(axis=0) >= min_firings) & varies
 
+    def of_targets(self, kept: np.ndarray) -> "BlockErrors":
+        """Those of some targets alone."""
+        sums = (self.sum, self.square, self.fired)
+        return BlockErrors(self.error[:, :, kept], *(each[:, kept] for each in sums), self.count)
+
     def joined(self, other: "BlockErrors") -> "BlockErrors":
         """The points of both, on the same tokens.
 

@@ -65,6 +65,14 @@ class SiteCodes:
         np.add.at(out, (np.arange(len(values))[:, None], indices), values)
         return out
 
+    def of_features(self, kept: np.ndarray) -> "SiteCodes":
+        """Codes of the features `kept` alone, numbered by their place there; each once."""
+        place = np.full(self.n_features, -1, np.int64)
+        place[kept] = np.arange(len(kept))
+        at = place[np.asarray(self.indices)]
+        values = np.where(at >= 0, self.values, 0).astype(np.float32)
+        return SiteCodes(self.name, len(kept), values, np.maximum(at, 0).astype(np.int32))
+
 
 def raw_site(name: str, x: np.ndarray) -> SiteCodes:
     """A site's own numbers `[tokens, width]` as codes: each is a feature, each slot is used."""

@@ -8,6 +8,7 @@
 so that one A serves all targets. Silent inputs and targets have rows of 0, and get weights of 0.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,11 @@ class Standardised:
     input_mean: np.ndarray
     target_mean: np.ndarray
     square: np.ndarray
+
+    def of_targets(self, kept: np.ndarray) -> "Standardised":
+        """The problem of some targets alone."""
+        per_target = {name: getattr(self, name)[kept] for name in ("B", "scales", "target_mean", "square")}
+        return dataclasses.replace(self, **per_target)
 
     def units(self) -> tuple[np.ndarray, np.ndarray]:
         """(`[n1]` 1 / r, `[n2]` s): W = (1 / r) v s; 0 for what is silent."""

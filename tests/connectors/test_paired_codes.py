@@ -87,3 +87,12 @@ def test_what_does_not_belong_together_is_refused():
         Pair(FIRST, SECOND, tokens([0, 0]))
     with pytest.raises(InputError, match="two equal shapes"):
         SiteCodes("a.0", 2, np.zeros((2, 3), np.float32), np.zeros((2, 2), np.int32))
+
+
+def test_codes_of_some_features_alone():
+    rng = np.random.default_rng(0)
+    values, indices = rng.random((20, 3)).astype(np.float32), np.argsort(rng.random((20, 7)), axis=1)[:, :3]
+    site = SiteCodes("mlp_out.0", 7, values, indices.astype(np.uint16))
+    kept = np.array([1, 4, 6])
+    found = site.of_features(kept)
+    np.testing.assert_array_equal(found.dense(slice(None)), site.dense(slice(None))[:, kept])

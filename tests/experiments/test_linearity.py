@@ -8,12 +8,10 @@ import pytest
 
 from experiments import connecting, connecting_codes, linearity
 from experiments.linearity import Flags
-from experiments.linearity_run import only
 from sparse_jax.connectors.connector_files import load_connector
 from sparse_jax.connectors.document_errors import document_errors
 from sparse_jax.connectors.linearity import CLASSES
 from sparse_jax.connectors.noise_threshold import noise_threshold
-from sparse_jax.connectors.paired_codes import SiteCodes
 from sparse_jax.connectors.scaling import moments_of
 from sparse_jax.errors import InputError
 from tests.experiments.conftest import connected_sites
@@ -134,12 +132,3 @@ def test_what_is_refused(dictionaries, tmp_path):
         with pytest.raises(InputError, match=words):
             linearity.main(dataclasses.replace(flags, **changes))
         assert not (tmp_path / "out").exists()
-
-
-def test_codes_of_some_features_alone():
-    rng = np.random.default_rng(0)
-    values, indices = rng.random((20, 3)).astype(np.float32), np.argsort(rng.random((20, 7)), axis=1)[:, :3]
-    site = SiteCodes("mlp_out.0", 7, values, indices.astype(np.uint16))
-    kept = np.array([1, 4, 6])
-    found = only(site, kept)
-    np.testing.assert_array_equal(found.dense(slice(None)), site.dense(slice(None))[:, kept])

@@ -27,7 +27,8 @@ def dictionaries(model, text, tmp_path_factory):
 def given(dictionaries, out, **changes) -> Flags:
     fields = {
         "run": dictionaries, "layers": (1,), "tokens": 4096, "eval_tokens": 2048, "points": 4, "mlp_width": 8,
-        "mlp_batch": 256, "splice_tokens": 512, "checks": 40, "pages": 3, "ridges": (1e-3, 1e-1), "out": out,
+        "mlp_batch": 256, "splice_tokens": 512, "checks": 40, "pages": 3, "ridges": (1e-3, 1e-1), "sample": 5,
+        "out": out,
     }  # fmt: skip
     return Flags(**{**fields, **changes})
 
@@ -56,6 +57,8 @@ def test_what_a_run_leaves(finished):
         for kind in ("dense", "sparse", "mlp"):
             mean = np.mean([row[f"r2_{kind}"] for row in alive])
             np.testing.assert_allclose(figures["r2"][kind]["mean"], mean)
+        assert figures["nonzeros_at_90"]["sampled"] == 5
+        assert figures["nonzeros_at_90"]["refit"]["alive"] == 5
         assert set(figures["spliced"]["rows"]) == {"zero", "mean", "reconstruction", "dense", "sparse", "mlp"}
         path = figures["spliced"]["path"]
         assert 1 < len(path) <= 3
