@@ -6,19 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jax.sharding import Mesh
+
 from experiments.stored import check_identity
 from experiments.text import check_text, held_out_rows, sides, text_fingerprint, training_rows
 from sparse_jax.activations import ActivationStore, Blocks, BlocksAt, SiteBlocks, StoredBlocks
 from sparse_jax.activations.blocks import CHUNK_ROWS
+from sparse_jax.activations.spread import Spread
 from sparse_jax.errors import InputError
 from sparse_jax.lm.joining import row_bos
-from sparse_jax.lm.load import load, read_config_json, resolve
+from sparse_jax.lm.load import load, logical_axes, read_config_json, resolve
 from sparse_jax.lm.model import LanguageModel, check_site, site_width
 from sparse_jax.lm.row_stream import RowStream
 from sparse_jax.lm.rows import Rows
+from sparse_jax.lm.sharding import rules_over
 from sparse_jax.lm.sites import Site
 from sparse_jax.lm.tokenizer import Tokenizer, load_tokenizer
 from sparse_jax.lm.weights import weight_files
+from sparse_jax.numerics.axes import FEATURES
+from sparse_jax.numerics.whole import to_local
+from sparse_jax.training.mesh import batch_sharding
 
 # A token is an outlier when its activation's norm exceeds this many times the median (DESIGN of the masks).
 OUTLIER_RATIO = 10.0
@@ -35,6 +42,7 @@ class Data:
         train, evaluation: packed rows; no document is in both. With a store, its rows are those to train on.
         flags: the experiment's flags.
         outlier_ratio: a token whose norm exceeds this many times the median is an outlier.
+        spread: how training blocks lie over the mesh that the model's weights lie over; None: on one device.
     """
 
     lm: LanguageModel
@@ -44,11 +52,18 @@ class Data:
     evaluation: Rows
     flags: Any
     outlier_ratio: float = OUTLIER_RATIO
+    spread: Spread | None = None
 
     @property
     def width(self) -> int:
         """Numbers per token at the site."""
         return site_width(self.lm.config, self.site)
+
+    def on_one_device(self) -> "Data":
+        """The same with the model on this process's default device; all processes call it at the same place."""
+        if self.spread is None:
+            return self
+        return dataclasses.replace(self, lm=to_local(self.lm), spread=None)
 
     def in_float32(self) -> "Data":
         """The same with a model that computes in float32: final figures do not depend on the training dtype."""
@@ -90,15 +105,15 @@ def site_blocks(sites: Sequence[Data], seed: int, max_norms: dict[str, float]) -
     data = sites[0]
     names, rows = tuple(each.site for each in sites), data.flags.block_rows
     if isinstance(data.train, ActivationStore):
-        return StoredBlocks(data.train, names, seed, rows, max_norms)
-    return SiteBlocks(data.lm, data.train, names, seed, rows, max_norms)
+        return StoredBlocks(data.train, names, seed, rows, max_norms, spread=data.spread)
+    return SiteBlocks(data.lm, data.train, names, seed, rows, max_norms, spread=data.spread)
 
 
 def blocks_at(data: Data, seed: int, max_norm: float = float("inf")) -> Blocks | BlocksAt:
     """Training activations of one site, as `site_blocks`."""
     if isinstance(data.train, ActivationStore):
         return BlocksAt(site_blocks([data], seed, {str(data.site): max_norm}), data.site)
-    return Blocks(data.lm, data.train, data.site, seed, data.flags.block_rows, max_norm)
+    return Blocks(data.lm, data.train, data.site, seed, data.flags.block_rows, max_norm, spread=data.spread)
 
 
 def passes(tokens: int, rows: Rows | RowStream | ActivationStore) -> float | None:
@@ -191,16 +206,19 @@ def check_fits(lm: LanguageModel, tokenizer: Tokenizer, flags: Any) -> None:
         )
 
 
-def load_data(flags: Any, *sites: str, store: ActivationStore | None = None) -> list[Data]:
+def load_data(flags: Any, *sites: str, store: ActivationStore | None = None, mesh: Mesh | None = None) -> list[Data]:
     """Load the model, check the sites, read and pack the text: one Data for each site, of the same model and text.
 
-    With a store, its rows are those to train on, and only the held-out text is read.
+    With a store, its rows are those to train on, and only the held-out text is read. On a mesh the model's weights lie
+    over its axis "features", as far as that divides them, and blocks over "data".
 
     Raises:
         InputError: whatever of these cannot be used, cheap checks first.
     """
     tokenizer = load_tokenizer(resolve(flags.model, flags.revision))
-    lm = load(flags.model, flags.revision, dtype=flags.compute_dtype)
+    rules = None if mesh is None else rules_over(mesh, FEATURES, logical_axes(flags.model, flags.revision))
+    lm = load(flags.model, flags.revision, dtype=flags.compute_dtype, mesh=mesh, rules=rules)
+    spread = None if mesh is None else Spread(batch_sharding(mesh), flags.batch)
     checked = [check_site(lm.config, site) for site in sites]
     for site in checked:
         site_width(lm.config, site)
@@ -212,7 +230,7 @@ def load_data(flags: Any, *sites: str, store: ActivationStore | None = None) -> 
     to_train, to_evaluate = sides(flags, tokenizer)
     train = training_rows(flags, to_train, tokenizer) if store is None else store
     evaluation = held_out_rows(flags, to_evaluate, tokenizer, flags.eval_tokens)
-    return [Data(lm, tokenizer, site, train, evaluation, flags) for site in checked]
+    return [Data(lm, tokenizer, site, train, evaluation, flags, spread=spread) for site in checked]
 
 
 def weights_sha256(model: str, revision: str | None) -> str:

@@ -40,8 +40,10 @@ class Flags(TrainFlags):
 def main(flags: Flags) -> int:
     """Run the experiment; returns the exit code."""
     from experiments.fista_dictionary_run import run  # the heavy imports: `--help` does not wait for them
+    from experiments.scale import joined
 
-    return run(flags)
+    with joined(flags):
+        return run(flags)
 
 
 if __name__ == "__main__":

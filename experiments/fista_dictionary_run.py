@@ -4,6 +4,7 @@ import dataclasses
 from functools import partial
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from experiments import run_folder, train_sae_run
 from experiments.data import check_positive
@@ -34,6 +35,8 @@ def run(flags: Flags) -> int:
         raise InputError(
             "--decoder-bias-start: the decoder bias stays where it starts here, at 0 or that of --from-run"
         )
+    if flags.learner != "adam" and (flags.accumulate, flags.feature_chunks, flags.offload) != (1, 1, False):
+        raise InputError("--accumulate, --feature-chunks and --offload are for --learner adam here: leave them out")
     if flags.from_run is None and flags.learner == "frozen":
         raise InputError("--learner frozen needs the atoms of a run: give --from-run")
     trained = None
@@ -74,11 +77,12 @@ def start(
     statistics: Statistics,
     pace: Pace,
     window: int,
+    mesh: Mesh | None,
     trained: Normalised | None,
 ) -> tuple[TrainState, Step]:
     """Random atoms or a run's, and the step of the learner."""
     if flags.learner == "adam":
-        state, step = by_adam(flags, dictionary, statistics, pace, window)
+        state, step = by_adam(flags, dictionary, statistics, pace, window, mesh)
     else:
         learner = learner_of(flags)
         restart = flags.learner != "frozen"
@@ -86,7 +90,7 @@ def start(
         # The rate of no optimiser: settings have one all the same.
         settings = settings_for(dictionary, adam(flags.learning_rate), flags.target_l0)
         state = init_state(dictionary, LearnerAsOptimiser(learner), normaliser, flags.seed, settings)
-        step = make_basis_step(dictionary, learner, flags.schedule, pace.total, window, restart_dead=restart)
+        step = make_basis_step(dictionary, learner, flags.schedule, pace.total, window, restart_dead=restart, mesh=mesh)
     return (state if trained is None else with_atoms(state, trained)), step
 
 

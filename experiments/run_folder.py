@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 import sparse_jax
+from experiments.scale_flags import NAMES as SCALE_FLAGS
 from sparse_jax.errors import InputError
 
 # Keeps other writers out of a run folder, from the first write on.
@@ -24,7 +25,7 @@ OWNED = ("config.json", "metrics.jsonl", "metrics.json", "statistics.npz", "repo
 # Flags that say how a run is carried out, not what it computes: they may differ on resume.
 CARRYING_OUT = (
     "resume", "overwrite", "debug", "out", "reuse_memory", "checkpoint_every", "keep_checkpoints", "keep_best",
-    "log_every",
+    "log_every", *SCALE_FLAGS,
 )  # fmt: skip
 
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments import command
+from experiments.scale_flags import ScaleFlags
 from experiments.training_flags import TrainingFlags
 
 
 @dataclass(frozen=True)
-class Flags(TrainingFlags):
+class Flags(ScaleFlags, TrainingFlags):
     """Train many dictionaries in one pass over the activations and draw the fronts they reach.
 
     The dictionary is the subcommand; its own flags come after it: `... --sparsities 16 32 topk --aux-k 64`.
@@ -46,9 +47,11 @@ class Flags(TrainingFlags):
 
 def main(flags: Flags) -> int:
     """Run the experiment; returns the exit code."""
-    from experiments.sweep_run import run  # the heavy imports: `--help` does not wait for them
+    from experiments.scale import joined  # the heavy imports: `--help` does not wait for them
+    from experiments.sweep_run import run
 
-    return run(flags)
+    with joined(flags):
+        return run(flags)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 
 import jax
-import numpy as np
+from jax.sharding import Mesh
 
-from experiments import command, run_folder
+from experiments import run_folder, scale
 from experiments.data import Data, load_data, passes, resolve_bos, site_blocks, statistics_tokens, summary
 from experiments.measuring import measure_members
+from experiments.plan_report import print_plan
 from experiments.stored import with_store
 from experiments.sweep import Flags
 from experiments.sweep_members import Choice, check_k, choices, knob, measured_steps
@@ -34,13 +35,15 @@ from sparse_jax.activations import (
     collect_site_statistics,
     fit_normaliser,
 )
+from sparse_jax.activations.spread import Spread
 from sparse_jax.dictionaries import Normalised, save, to_json
+from sparse_jax.errors import InputError
 from sparse_jax.metrics import fronts
 from sparse_jax.numerics.allocator import keep_freed_memory
 from sparse_jax.numerics.precision import fast_dtype
+from sparse_jax.numerics.whole import to_host
 from sparse_jax.training import (
     Group,
-    JsonLines,
     Member,
     Pace,
     Resampling,
@@ -50,13 +53,14 @@ from sparse_jax.training import (
     init_ensemble,
     make_ensemble_step,
     member_state,
+    processes,
     read_lines,
     run_ensemble,
     settings_for,
     total_rows,
     with_member,
 )
-from sparse_jax.training.ensemble import trained
+from sparse_jax.training.ensemble import trained, way_here
 from sparse_jax.training.state import steps_taken
 
 # What a member's line in metrics.jsonl holds when it is measured before the end.
@@ -71,54 +75,82 @@ def run(flags: Flags) -> int:
 
 def _run(flags: Flags, held: contextlib.ExitStack) -> int:
     started = time.perf_counter()
+    if flags.plan:
+        flags, _ = with_store(flags)
+        print_plan(flags, [(choice.site, choice.dictionary) for choice in choices(flags)])
+        return 0
     if flags.reuse_memory:
         keep_freed_memory()
     if flags.compute_dtype == "auto":  # config.json says what it came to: a resumed run must not choose anew
         flags = dataclasses.replace(flags, compute_dtype=fast_dtype())
     flags, store = with_store(flags)
     wanted = choices(flags)
+    if flags.offload:
+        raise InputError("--offload is for train_sae: moments of a sweep stay on the devices; leave it out")
     Resampling(flags.resample_at)  # what cannot be is told before anything is loaded or removed
     check_bias_start(flags.dictionary, flags.decoder_bias_start)
     earlier = run_folder.prepare(flags.out, resume=flags.resume, overwrite=flags.overwrite)
     flags = resolve_bos(flags)
     if earlier is not None:
         run_folder.check_same(earlier["flags"], run_folder.jsonable(flags), flags.out)
-    sites = dict(zip(flags.sites, load_data(flags, *flags.sites, store=store)))
+    mesh = scale.mesh_of(flags)
+    sites = dict(zip(flags.sites, load_data(flags, *flags.sites, store=store, mesh=mesh)))
     members = sized(flags, wanted, sites)
-    held.enter_context(run_folder.hold(flags.out))
-    if flags.overwrite:
-        run_folder.clear(flags.out)
     groups, chosen = group([member for member, _ in members]), {member.name: choice for member, choice in members}
+    scale.check_sizes(mesh, flags.batch, [(each.dictionary.n_features, len(each.members)) for each in groups])
+    for data in sites.values():
+        scale.check_same_data(flags, data)
+    scale.check_memory(flags, mesh, [each.dictionary for each in groups])
+    held.enter_context(run_folder.hold(flags.out))
     pace = make_pace(flags)
-    if not flags.resume:
-        write_config(flags, list(sites.values()), groups, pace)
+    processes.first_alone(lambda: begin(flags, list(sites.values()), groups, pace))
     by_site = {str(data.site): data for data in sites.values()}
     print(summary(list(by_site.values())))
     print(cost(flags, groups), flush=True)
     statistics, blocks = measure_activations(flags, by_site)
     print(centring(flags, statistics), flush=True)
     training_started = time.perf_counter()
-    states, tokens_here = train(flags, by_site, groups, chosen, blocks, statistics, pace)
+    states, tokens_here = train(flags, by_site, groups, chosen, blocks, statistics, pace, mesh)
     train_seconds = time.perf_counter() - training_started
     if (done := steps_taken(states)) < pace.total:
         print(f"saved at step {done} of {pace.total}; continue with --resume")
-        return command.EXIT_INTERRUPTED
+        return scale.exit_code_when_stopped()
     for each, own in zip(groups, states):
         for i, member in enumerate(each.members):
-            warn_of_missed_l0(member_state(own, i), member.name)
-    final = finish(flags, by_site, groups, chosen, states, blocks, statistics)
-    final |= {
-        "tokens_per_second": tokens_here / train_seconds if tokens_here else None,
-        "seconds": time.perf_counter() - started,
+            warn_of_missed_l0(to_host(member_state(own, i)), member.name)
+    # On one device again, in one process: what follows is small beside training.
+    seen = {
+        member.name: total_rows(to_host(member_state(own, i).rows_seen))
+        for each, own in zip(groups, states)
+        for i, member in enumerate(each.members)
     }
-    along = usable([line for line in read_lines(flags.out / "metrics.jsonl") if "share" in line])
-    write_report(flags.out, final, along)
-    run_folder.write_json(flags.out / "metrics.json", final)
-    print_table(final)
-    speed = f", {final['tokens_per_second']:,.0f} tokens/s" if tokens_here else ""
-    print(f"\n{len(members)} dictionaries, {final['tokens_trained']:,} tokens{speed}; {final['seconds']:.0f} s in all")
-    print(f"report: {flags.out / 'report.html'}   figures: {flags.out / 'metrics.json'}")
+    saved = {site: trained_members(groups, states, site, mesh) for site in by_site}
+    block, by_site = scale.whole_block(blocks[0], blocks.spread), scale.sites_on_one_device(by_site)
+    speed = tokens_here / train_seconds if tokens_here else None
+
+    def report() -> None:
+        final = finish(flags, by_site, chosen, saved, seen, block, statistics)
+        final |= {"tokens_per_second": speed, "seconds": time.perf_counter() - started}
+        along = usable([line for line in read_lines(flags.out / "metrics.jsonl") if "share" in line])
+        write_report(flags.out, final, along)
+        run_folder.write_json(flags.out / "metrics.json", final)
+        print_table(final)
+        fast = f", {speed:,.0f} tokens/s" if speed else ""
+        print(
+            f"\n{len(members)} dictionaries, {final['tokens_trained']:,} tokens{fast}; {final['seconds']:.0f} s in all"
+        )
+        print(f"report: {flags.out / 'report.html'}   figures: {flags.out / 'metrics.json'}")
+
+    processes.first_alone(report)
     return 0
+
+
+def begin(flags: Flags, sites: list[Data], groups: Sequence[Group], pace: Pace) -> None:
+    """Make the run folder; a resumed run's is left as it is."""
+    if flags.overwrite:
+        run_folder.clear(flags.out)
+    if not flags.resume:
+        write_config(flags, sites, groups, pace)
 
 
 def sized(flags: Flags, wanted: Sequence[Choice], sites: dict[str, Data]) -> list[tuple[Member, Choice]]:
@@ -179,7 +211,7 @@ def measure_activations(flags: Flags, by_site: dict[str, Data]) -> tuple[dict[st
     else:
         wanted = statistics_tokens(flags, data.train)
         statistics = collect_site_statistics(blocks, max(1, wanted // blocks.tokens_per_block))
-        for site, path in paths.items():
+        for site, path in paths.items() if processes.is_first() else ():
             path.parent.mkdir(parents=True, exist_ok=True)
             statistics[site].save(path)
     if flags.drop_outliers:
@@ -196,32 +228,39 @@ def train(
     blocks: RememberedBlocks,
     statistics: dict[str, Statistics],
     pace: Pace,
+    mesh: Mesh | None,
 ) -> tuple[tuple, int]:
     """The groups' states at the end, or where the run was asked to stop; and the tokens that this call trained on."""
     optimisation = adam(flags.learning_rates[0])  # each member's own is in its settings
     window = min(flags.dead_window, flags.tokens // 4)
     normalisers = {site: fit_normaliser(flags.normalise, each.mean, each.variance) for site, each in statistics.items()}
-    states = tuple(init_ensemble(each, optimisation.transform, normalisers[each.site]) for each in groups)
-    steps = tuple(make_ensemble_step(each, optimisation, flags.schedule, pace.total, window) for each in groups)
-    lines = JsonLines(flags.out / "metrics.jsonl")
+    way = way_here(mesh=mesh)
+    states = tuple(init_ensemble(each, optimisation.transform, normalisers[each.site], way) for each in groups)
+    chunks = scale.chunks_of(flags)
+    steps = tuple(
+        make_ensemble_step(each, optimisation, flags.schedule, pace.total, window, way=way, mesh=mesh, chunks=chunks)
+        for each in groups
+    )
+    lines = scale.lines_of(flags)
     identity = {site: data.identity() for site, data in by_site.items()}
-    with kept_checkpoints(flags, flags.out / "checkpoints", identity) as checkpoints, command.StopRequest() as stop:
+    with kept_checkpoints(flags, flags.out / "checkpoints", identity) as checkpoints:
         if flags.resume and checkpoints.latest() is not None:
-            states = checkpoints.restore(states)
+            states = checkpoints.restore(scale.placed(states, mesh, members=way == "vmap"))
             print(f"resumed at step {steps_taken(states)} of {pace.total}")
         else:
             states = with_started_biases(flags, groups, states, normalisers, blocks)
+            states = scale.placed(states, mesh, members=way == "vmap")
         first = steps_taken(states)
         lines.truncate_after(first)
-        resample = resampled(flags, groups, pace, window, lines.write)
-        measure = measurer(flags, by_site, groups, chosen, statistics, pace, lines.write)
+        resample = resampled(flags, groups, pace, window, lines.write, blocks.spread)
+        measure = measurer(flags, by_site, groups, chosen, statistics, pace, lines.write, mesh)
 
         def after_step(states: tuple, block: SiteBlock, done: int) -> tuple:
             states = resample(states, block, done)
             measure(states, done)
             return states
 
-        with training_bar(pace, first) as bar:
+        with scale.stop_request(first) as stop, training_bar(pace, first) as bar:
             states = run_ensemble(
                 states,
                 steps,
@@ -247,7 +286,7 @@ def with_started_biases(
     """The states before the first step, every member's decoder bias where `train_sae` starts it, found once a site."""
     if flags.decoder_bias_start == "zero":
         return states
-    block = blocks[0]
+    block = scale.whole_block(blocks[0], blocks.spread)
     centres = {site: bias_start(flags, block.at(site), normaliser) for site, normaliser in normalisers.items()}
     made = []
     for each, own in zip(groups, states):
@@ -259,7 +298,12 @@ def with_started_biases(
 
 
 def resampled(
-    flags: Flags, groups: Sequence[Group], pace: Pace, window: int, log: Callable[[dict], None]
+    flags: Flags,
+    groups: Sequence[Group],
+    pace: Pace,
+    window: int,
+    log: Callable[[dict], None],
+    spread: Spread | None = None,
 ) -> Callable[[tuple, SiteBlock, int], tuple]:
     """The `resampler` of all members, with a line in the log for each."""
 
@@ -276,7 +320,7 @@ def resampled(
 
     # A member's own dictionary encodes with its own k.
     own_dictionaries = {member.dictionary for each in groups for member in each.members}
-    return resampler(flags, own_dictionaries, pace, window, change)
+    return resampler(flags, own_dictionaries, pace, window, change, spread)
 
 
 def measurer(
@@ -287,15 +331,20 @@ def measurer(
     statistics: dict[str, Statistics],
     pace: Pace,
     log: Callable[[dict], None],
+    mesh: Mesh | None,
 ) -> Callable[[tuple, int], None]:
     """What measures every member at the shares of the run that are asked for, but at its end: one line for each."""
     at = measured_steps(flags)
+    by_site = scale.sites_on_one_device(by_site) if set(at) - {pace.total} else by_site
 
     def measure(states: tuple, done: int) -> None:
-        if done not in at or done == pace.total:
-            return
+        if done in at and done != pace.total:
+            saved = {site: trained_members(groups, states, site, mesh) for site in by_site}
+            processes.first_alone(lambda: measure_here(saved, done))
+
+    def measure_here(saved: dict[str, dict[str, Normalised]], done: int) -> None:
         for site, data in by_site.items():
-            members = trained_members(groups, states, site)
+            members = saved[site]
             measured, _ = measure_members(
                 data,
                 members,
@@ -312,10 +361,12 @@ def measurer(
     return measure
 
 
-def trained_members(groups: Sequence[Group], states: Sequence, site: str) -> dict[str, Normalised]:
-    """The dictionaries of a site as they are measured and saved, by their members' names."""
+def trained_members(
+    groups: Sequence[Group], states: Sequence, site: str, mesh: Mesh | None = None
+) -> dict[str, Normalised]:
+    """The dictionaries of a site as they are measured and saved, on one device, by their members' names."""
     return {
-        member.name: trained(each, own, i)
+        member.name: scale.on_one_device(trained(each, own, i), mesh)
         for each, own in zip(groups, states)
         if each.site == site
         for i, member in enumerate(each.members)
@@ -325,22 +376,24 @@ def trained_members(groups: Sequence[Group], states: Sequence, site: str) -> dic
 def finish(
     flags: Flags,
     by_site: dict[str, Data],
-    groups: Sequence[Group],
     chosen: dict[str, Choice],
-    states: tuple,
-    blocks: RememberedBlocks,
+    trained: dict[str, dict[str, Normalised]],
+    seen: dict[str, int],
+    block: SiteBlock,
     statistics: dict[str, Statistics],
 ) -> dict:
-    """Save and measure every member; returns what goes into `metrics.json`."""
+    """Save and measure every member; returns what goes into `metrics.json`.
+
+    Args:
+        flags, by_site, chosen, statistics: of the run.
+        trained: site -> its members by name.
+        seen: member -> tokens it was trained on.
+        block: the first one of training.
+    """
     data = next(iter(by_site.values()))
-    seen = {
-        member.name: total_rows(np.asarray(member_state(own, i).rows_seen))
-        for each, own in zip(groups, states)
-        for i, member in enumerate(each.members)
-    }
     members, floors, clean, masks = [], [], {}, {}
     for site, here in by_site.items():
-        saved = trained_members(groups, states, site)
+        saved = trained[site]
         for name, dictionary in saved.items():
             card = provenance(here, statistics[site], seen[name], chosen[name].seed) | {"order_seed": flags.seed}
             save(flags.out / "dictionaries" / name, dictionary, card)
@@ -348,7 +401,7 @@ def finish(
             here,
             saved,
             statistics[site],
-            blocks[0].at(site),
+            block.at(site),
             eval_tokens=flags.eval_tokens,
             seed=flags.seed,
             drop=flags.drop_outliers,

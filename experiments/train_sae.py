@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments import command
+from experiments.scale_flags import ScaleFlags
 from experiments.training_flags import TrainingFlags
 
 
 @dataclass(frozen=True)
-class Flags(TrainingFlags):
+class Flags(ScaleFlags, TrainingFlags):
     """Train a dictionary on one site of a language model, measure it beside its floors, and write a report.
 
     The dictionary is the subcommand; its own flags come after it: `... --out runs/a l1 --l1 4`.
@@ -37,9 +38,11 @@ class Flags(TrainingFlags):
 
 def main(flags: Flags) -> int:
     """Run the experiment; returns the exit code."""
-    from experiments.train_sae_run import run  # the heavy imports: `--help` does not wait for them
+    from experiments.scale import joined  # the heavy imports: `--help` does not wait for them
+    from experiments.train_sae_run import run
 
-    return run(flags)
+    with joined(flags):
+        return run(flags)
 
 
 if __name__ == "__main__":

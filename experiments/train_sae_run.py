@@ -5,7 +5,9 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-from experiments import command, run_folder
+from jax.sharding import Mesh
+
+from experiments import run_folder, scale
 from experiments.data import (
     Data,
     blocks_at,
@@ -18,6 +20,7 @@ from experiments.data import (
     summary,
 )
 from experiments.measuring import measure
+from experiments.plan_report import print_plan
 from experiments.stored import with_store
 from experiments.train_sae import Flags
 from experiments.train_sae_report import print_table, write_report
@@ -32,13 +35,13 @@ from experiments.training_run import (
     with_started_bias,
 )
 from sparse_jax.activations import Block, RememberedBlocks, Statistics, collect_statistics, fit_normaliser
+from sparse_jax.activations.spread import Spread
 from sparse_jax.dictionaries import Dictionary, Normalised, save, to_json
 from sparse_jax.errors import InputError
 from sparse_jax.metrics import Evaluation
 from sparse_jax.numerics.allocator import keep_freed_memory
 from sparse_jax.numerics.precision import fast_dtype
 from sparse_jax.training import (
-    JsonLines,
     Pace,
     Resampling,
     TrainState,
@@ -47,10 +50,12 @@ from sparse_jax.training import (
     check_target,
     init_state,
     make_step,
+    processes,
     settings_for,
     total_rows,
 )
 from sparse_jax.training.loop import run as take_steps
+from sparse_jax.training.offload import made_on_host
 from sparse_jax.training.step import Step
 
 # What a floor is told of in `metrics.json`.
@@ -59,19 +64,22 @@ FLOOR_FIGURES = ("fvu", "l0", "ce_spliced", "ce_increase", "ce_recovered", "ce_r
 BIAS_STARTS = {"zero": "zero", "mean": "the mean", "geometric-median": "the geometric median"}
 
 
-# (flags, sized dictionary, statistics, pace, dead window) -> (the state before the first step, the step).
-Start = Callable[[Flags, Dictionary, Statistics, Pace, int], tuple[TrainState, Step]]
+# (flags, sized dictionary, statistics, pace, dead window, mesh) -> (the state before the first step, on one device; the
+# step for the mesh).
+Start = Callable[[Flags, Dictionary, Statistics, Pace, int, Mesh | None], tuple[TrainState, Step]]
 
 
 def by_adam(
-    flags: Flags, dictionary: Dictionary, statistics: Statistics, pace: Pace, window: int
+    flags: Flags, dictionary: Dictionary, statistics: Statistics, pace: Pace, window: int, mesh: Mesh | None
 ) -> tuple[TrainState, Step]:
     """Random parameters that follow the gradient."""
     optimisation = adam(flags.learning_rate)
     normaliser = fit_normaliser(flags.normalise, statistics.mean, statistics.variance)
     settings = settings_for(dictionary, optimisation, flags.target_l0)
-    state = init_state(dictionary, optimisation.transform, normaliser, flags.seed, settings)
-    return state, make_step(dictionary, optimisation, flags.schedule, pace.total, window)
+    with made_on_host(mesh):
+        state = init_state(dictionary, optimisation.transform, normaliser, flags.seed, settings)
+    memory = {"chunks": scale.chunks_of(flags), "offload": flags.offload}
+    return state, make_step(dictionary, optimisation, flags.schedule, pace.total, window, mesh=mesh, **memory)
 
 
 def run(flags: Flags, start: Start = by_adam) -> int:
@@ -82,6 +90,8 @@ def run(flags: Flags, start: Start = by_adam) -> int:
 
 def _run(flags: Flags, start: Start, held: contextlib.ExitStack) -> int:
     started = time.perf_counter()
+    if flags.plan:
+        return plan_only(flags)
     if flags.reuse_memory:
         keep_freed_memory()
     if flags.compute_dtype == "auto":  # config.json says what it came to: a resumed run must not choose anew
@@ -98,41 +108,76 @@ def _run(flags: Flags, start: Start, held: contextlib.ExitStack) -> int:
     flags = resolve_bos(flags)
     if earlier is not None:
         run_folder.check_same(earlier["flags"], run_folder.jsonable(flags), flags.out)
-    (data,) = load_data(flags, flags.site, store=store)
-    held.enter_context(run_folder.hold(flags.out))
-    if flags.overwrite:
-        run_folder.clear(flags.out)
+    mesh = scale.mesh_of(flags)
+    (data,) = load_data(flags, flags.site, store=store, mesh=mesh)
     dictionary = flags.dictionary.sized(data.width, compute_dtype=flags.compute_dtype)
+    scale.check_sizes(mesh, flags.batch, [(dictionary.n_features, 1)])
+    scale.check_same_data(flags, data)
+    scale.check_memory(flags, mesh, [dictionary])
+    held.enter_context(run_folder.hold(flags.out))
     pace = make_pace(flags)
-    if not flags.resume:
-        write_config(flags, data, dictionary, pace)
+    processes.first_alone(lambda: begin(flags, data, dictionary, pace))
     print(summary([data]), flush=True)
     statistics, blocks = measure_activations(flags, data)
     print(centring(flags, {str(data.site): statistics}), flush=True)
     training_started = time.perf_counter()
-    state, tokens_here = train(flags, dictionary, blocks, statistics, pace, start, data.identity())
+    state, tokens_here = train(flags, dictionary, blocks, statistics, pace, start, mesh, data.identity())
     train_seconds = time.perf_counter() - training_started
     if int(state.step) < pace.total:
         print(f"saved at step {int(state.step)} of {pace.total}; continue with --resume")
-        return command.EXIT_INTERRUPTED
+        return scale.exit_code_when_stopped()
     warn_of_missed_l0(state, f"the {dictionary.kind} dictionary")
-    trained = Normalised(dictionary, state.params, state.normaliser)
-    tokens_trained = total_rows(state.rows_seen)
+    # On one device again, in one process: what follows is small beside training.
+    trained = Normalised(dictionary, *scale.on_one_device((state.params, state.normaliser), mesh))
+    block, data = scale.whole_block(blocks[0], data.spread), data.on_one_device()
+    rate = tokens_here / train_seconds if train_seconds else None
+    processes.first_alone(
+        lambda: finish(flags, data, trained, statistics, block, total_rows(state.rows_seen), rate, started)
+    )
+    return 0
+
+
+def plan_only(flags: Flags) -> int:
+    """What `--plan` does in place of a run."""
+    flags, _ = with_store(flags)
+    check_numbers(flags)
+    print_plan(flags, [(flags.site, flags.dictionary)])
+    return 0
+
+
+def begin(flags: Flags, data: Data, dictionary: Dictionary, pace: Pace) -> None:
+    """Make the run folder; a resumed run's is left as it is."""
+    if flags.overwrite:
+        run_folder.clear(flags.out)
+    if not flags.resume:
+        write_config(flags, data, dictionary, pace)
+
+
+def finish(
+    flags: Flags,
+    data: Data,
+    trained: Normalised,
+    statistics: Statistics,
+    block: Block,
+    tokens_trained: int,
+    tokens_per_second: float | None,
+    started: float,
+) -> None:
+    """Save and measure the dictionary, and write the report. `block`: the first one of training."""
     save(flags.out / "dictionaries" / str(data.site), trained, provenance(data, statistics, tokens_trained, flags.seed))
     evaluation, floors_k = measure(
-        data, trained, statistics, blocks[0], eval_tokens=flags.eval_tokens, seed=flags.seed, drop=flags.drop_outliers
+        data, trained, statistics, block, eval_tokens=flags.eval_tokens, seed=flags.seed, drop=flags.drop_outliers
     )
-    final = final_figures(flags, data, dictionary, evaluation, tokens_trained, floors_k)
+    final = final_figures(flags, data, trained.dictionary, evaluation, tokens_trained, floors_k)
     final |= {
         "mean_over_std": statistics.mean_over_std,
-        "tokens_per_second": tokens_here / train_seconds if train_seconds else None,
+        "tokens_per_second": tokens_per_second,
         "seconds": time.perf_counter() - started,
     }
     write_report(flags.out, data, trained, evaluation, final, flags)
     run_folder.write_json(flags.out / "metrics.json", final)
     print_table(final)
     print(f"report: {flags.out / 'report.html'}   figures: {flags.out / 'metrics.json'}")
-    return 0
 
 
 def make_pace(flags: TrainingFlags) -> Pace:
@@ -160,7 +205,8 @@ def measure_activations(flags: Flags, data: Data) -> tuple[Statistics, Remembere
     else:
         wanted = statistics_tokens(flags, data.train)
         statistics = collect_statistics(blocks, max(1, wanted // blocks.tokens_per_block))
-        statistics.save(path)
+        if processes.is_first():
+            statistics.save(path)
     if flags.drop_outliers:
         limit = data.outlier_ratio * statistics.median_norm
         blocks = RememberedBlocks(blocks_at(data, order, limit), data.width)
@@ -183,6 +229,7 @@ def train(
     statistics: Statistics,
     pace: Pace,
     start: Start,
+    mesh: Mesh | None,
     identity: dict,
 ) -> tuple[TrainState, int]:
     """The state at the end, or where the run was asked to stop; and the tokens that this call trained on.
@@ -190,17 +237,20 @@ def train(
     A checkpoint of another model or text than `identity` is refused.
     """
     window = min(flags.dead_window, flags.tokens // 4)
-    state, step = start(flags, dictionary, statistics, pace, window)
-    lines = JsonLines(flags.out / "metrics.jsonl")
-    with kept_checkpoints(flags, flags.out / "checkpoints", identity) as checkpoints, command.StopRequest() as stop:
+    state, step = start(flags, dictionary, statistics, pace, window, mesh)
+    lines = scale.lines_of(flags)
+    with kept_checkpoints(flags, flags.out / "checkpoints", identity) as checkpoints:
         if flags.resume and checkpoints.latest() is not None:
-            state = checkpoints.restore(state)
+            state = checkpoints.restore(scale.placed(state, mesh))
             print(f"resumed at step {int(state.step)} of {pace.total}")
-        elif flags.decoder_bias_start != "zero":
-            state = with_started_bias(dictionary, state, bias_start(flags, blocks[0], state.normaliser))
+        else:
+            if flags.decoder_bias_start != "zero":
+                block = scale.whole_block(blocks[0], blocks.spread)
+                state = with_started_bias(dictionary, state, bias_start(flags, block, state.normaliser))
+            state = scale.placed(state, mesh)
         first = int(state.step)
         lines.truncate_after(first)
-        with training_bar(pace, first) as bar:
+        with scale.stop_request(first) as stop, training_bar(pace, first) as bar:
             state = take_steps(
                 state,
                 step,
@@ -208,7 +258,7 @@ def train(
                 pace,
                 log=lambda row: (lines.write(row), bar.set_postfix(fvu=f"{row['fvu']:.3f}", l0=f"{row['l0']:.1f}")),
                 checkpoints=checkpoints,
-                after_step=resampled(flags, dictionary, pace, window, lines.write),
+                after_step=resampled(flags, dictionary, pace, window, lines.write, blocks.spread),
                 should_stop=stop,
                 progress=bar.update,
             )
@@ -216,7 +266,12 @@ def train(
 
 
 def resampled(
-    flags: Flags, dictionary: Dictionary, pace: Pace, window: int, log: Callable[[dict], None]
+    flags: Flags,
+    dictionary: Dictionary,
+    pace: Pace,
+    window: int,
+    log: Callable[[dict], None],
+    spread: Spread | None = None,
 ) -> Callable[[TrainState, Block, int], TrainState]:
     """The `resampler` of one dictionary, with a line in the log each time."""
 
@@ -225,7 +280,7 @@ def resampled(
         log({"step": done, "tokens": total_rows(state.rows_seen), "resampled": count})
         return state
 
-    return resampler(flags, [dictionary], pace, window, change)
+    return resampler(flags, [dictionary], pace, window, change, spread)
 
 
 def provenance(data: Data, statistics: Statistics, tokens_trained: int, seed: int) -> dict:

@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 import jax
 
 from experiments import run_folder
+from experiments.scale import first_rows
 from experiments.training_flags import TrainingFlags
 from sparse_jax.activations import Block, Normaliser
+from sparse_jax.activations.spread import Spread
 from sparse_jax.dictionaries import Dictionary
 from sparse_jax.training import (
     Checkpoints,
@@ -21,6 +23,7 @@ from sparse_jax.training import (
     make_resample,
     with_decoder_bias,
 )
+from sparse_jax.training.processes import is_first
 
 State = TypeVar("State", bound=Any)
 # (dictionary, its state, raw x [rows, d], weight [rows]) -> (state, how many features were started again).
@@ -44,6 +47,7 @@ def resampler(
     pace: Pace,
     window: int,
     change: Callable[[State, Any, int, Resample], State],
+    spread: Spread | None = None,
 ) -> Callable[[State, Any, int], State]:
     """What is done after each step: nothing, but at the steps where silent features are started again.
 
@@ -54,13 +58,16 @@ def resampler(
         window: a feature silent for more rows is started again.
         change: gets the run's state, the block at hand, the number of steps taken and `resample`, which it calls for
             each dictionary with the rows of the block; returns the state to go on with.
+        spread: how blocks lie over a mesh, that of the states; None: on one device.
     """
     resampling = Resampling(flags.resample_at)
     steps = resampling.steps(pace.total)
-    compiled = {dictionary: make_resample(dictionary, window) for dictionary in dictionaries} if steps else {}
+    mesh = None if spread is None else spread.sharding.mesh
+    compiled = {dictionary: make_resample(dictionary, window, mesh) for dictionary in dictionaries} if steps else {}
 
     def resample(dictionary: Dictionary, state: TrainState, x: jax.Array, weight: jax.Array) -> tuple[TrainState, int]:
-        state, count = compiled[dictionary](state, x[: resampling.rows], weight[: resampling.rows])
+        x, weight = (first_rows(each, spread, resampling.rows) for each in (x, weight))
+        state, count = compiled[dictionary](state, x, weight)
         return state, int(count)
 
     def after_step(state: State, block: Any, done: int) -> State:
@@ -105,4 +112,5 @@ def training_bar(pace: Pace, first: int) -> Any:
         unit_scale=True,
         desc="training",
         mininterval=0.5,
+        disable=not is_first(),
     )

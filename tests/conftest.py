@@ -4,8 +4,15 @@ import os
 import shutil
 from pathlib import Path
 
-# Before jax starts: four fake devices, and compiled programs kept between runs.
-os.environ["JAX_NUM_CPU_DEVICES"] = "4"
+# Before jax starts: eight fake devices, and compiled programs kept between runs.
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+# Fake devices are threads that wait for each other in collectives. XLA ends the process where one is waited for longer
+# than 40 s, which is what a busy machine with fewer cores than devices takes now and then.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_cpu_collective_call_warn_stuck_timeout_seconds=120"
+    + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "sparse_jax" / "jax"))
 # Small programs too: the same ones are compiled in every worker and in every experiment run as a process of its own.

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from sparse_jax.activations.blocks import RememberedBlocks
 from sparse_jax.activations.stored_blocks import BlocksAt, StoredBlocks
 
 
@@ -47,5 +48,12 @@ class Ahead:
 
 
 def worth_it(blocks: Any) -> bool:
-    """Whether making blocks ahead can save time here: see above."""
+    """Whether making blocks ahead can save time here: see above.
+
+    Never where a model computes them over the devices of several processes: these exchange tokens, and must do so at
+    the same place among their steps, which a thread would not keep to.
+    """
+    inner = getattr(blocks, "blocks", blocks) if isinstance(blocks, RememberedBlocks) else blocks
+    if jax.process_count() > 1 and not isinstance(inner, StoredBlocks | BlocksAt):
+        return False
     return jax.default_backend() != "cpu" or isinstance(blocks, StoredBlocks | BlocksAt)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sparse_jax.activations.spread import Spread
 from sparse_jax.errors import InputError
 from sparse_jax.lm.edits import Edit
 from sparse_jax.lm.model import LanguageModel, forward
@@ -193,9 +194,11 @@ class SiteBlocks:
         block_rows: rows of text in a block, a multiple of CHUNK_ROWS.
         max_norms: site, as `str(Site)` -> tokens whose activation there has a larger norm do not count there.
         edits_for: the edits the model runs under.
+        spread: how blocks lie over a mesh, that of the model's weights; tokens of a block then stand device by device,
+            batches as they are without one. None: on one device.
 
     Raises:
-        InputError: no sites, one twice, or a norm for a site that is not harvested.
+        InputError: no sites, one twice, or a norm for a site that is not harvested; a mesh that does not divide blocks.
     """
 
     lm: LanguageModel
@@ -205,9 +208,12 @@ class SiteBlocks:
     block_rows: int = 256
     max_norms: dict[str, float] = field(default_factory=dict)
     edits_for: EditsFor | None = None
+    spread: Spread | None = None
 
     def __post_init__(self):
         check_sites(self.sites, self.max_norms)
+        if self.spread is not None:
+            self.spread.check(self.block_rows, self.rows.context)
 
     @property
     def tokens_per_block(self) -> int:
@@ -227,6 +233,10 @@ class SiteBlocks:
         Raises:
             InputError: an activation in it is not finite; says where.
         """
+        if self.spread is not None:
+            from sparse_jax.activations.spread_harvest import harvest_spread  # which is written in terms of this file
+
+            return harvest_spread(self, index, self.spread)
         numbers = self.row_numbers(index)
         tokens, _, mask, _ = self.rows[numbers]
         # jnp.array copies: device_put may alias a host buffer on CPU.
@@ -255,6 +265,7 @@ class Blocks:
         block_rows: rows of text in a block, a multiple of CHUNK_ROWS.
         max_norm: tokens whose activation has a larger norm do not count (inf: all count).
         edits_for: the edits the model runs under.
+        spread: as in `SiteBlocks`.
     """
 
     lm: LanguageModel
@@ -264,11 +275,14 @@ class Blocks:
     block_rows: int = 256
     max_norm: float = float("inf")
     edits_for: EditsFor | None = None
+    spread: Spread | None = None
 
     @property
     def _at_site(self) -> SiteBlocks:
         norms = {str(self.site): self.max_norm}
-        return SiteBlocks(self.lm, self.rows, (self.site,), self.seed, self.block_rows, norms, self.edits_for)
+        return SiteBlocks(
+            self.lm, self.rows, (self.site,), self.seed, self.block_rows, norms, self.edits_for, self.spread
+        )
 
     @property
     def tokens_per_block(self) -> int:
@@ -300,6 +314,7 @@ class RememberedBlocks:
     def __init__(self, blocks: Blocks | SiteBlocks, width: int, limit_bytes: int = 1 << 30):
         """Args: the blocks; numbers per token, at all their sites together; how much memory may be kept."""
         self.blocks, self.vocab_size, self.tokens_per_block = blocks, blocks.vocab_size, blocks.tokens_per_block
+        self.spread: Spread | None = getattr(blocks, "spread", None)
         self._room = limit_bytes // (4 * width * blocks.tokens_per_block)
         self._kept: dict[int, Block | SiteBlock] = {}
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from sparse_jax.activations.blocks import Block, Blocks, RememberedBlocks, SiteBlocks
 from sparse_jax.errors import InputError
+from sparse_jax.numerics.whole import to_host
 
 
 @dataclass(frozen=True)
@@ -115,16 +116,17 @@ class _Totals:
     """Sums over blocks, in float64 on the host."""
 
     def __init__(self, first: Block, vocab: int):
-        counted = np.asarray(first.weight) > 0
+        weight, x = to_host((first.weight, first.x))
+        counted = weight > 0
         if not counted.any():
             raise InputError("the mask drops every token of the first block; see --skip-positions and --context")
-        x = np.asarray(first.x)[counted]
+        x = x[counted]
         self._shift, self._median_norm = x.mean(axis=0), float(np.median(np.linalg.norm(x, axis=1)))
         self._device_shift, self._vocab = jnp.array(self._shift), vocab
         self._total, self._square, self._by_token, self._counts = 0.0, 0.0, 0.0, np.zeros(vocab, np.int64)
 
     def add(self, block: Block) -> None:
-        total, square, by_token, counts = _sums(block, self._device_shift, self._vocab)
+        total, square, by_token, counts = to_host(_sums(block, self._device_shift, self._vocab))
         self._total = self._total + np.asarray(total, np.float64)
         self._square = self._square + np.asarray(square, np.float64)
         self._by_token = self._by_token + np.asarray(by_token, np.float64)

@@ -1,13 +1,14 @@
 """Blocks of activations from a store: for the same text, model and seed the same blocks as from the model itself.
 
 Block `b` holds the rows that `SiteBlocks` would run through the model, in the same shuffle; a store in float32 gives
-the same bits, one in bfloat16 or int8 what that rounding leaves of them. Several processes (`Share`) each read their
-own tokens of every batch and no others.
+the same bits, one in bfloat16 or int8 what that rounding leaves of them. Several processes each read their own tokens
+of every batch and no others: those that their devices hold (`Spread`), or a share that is theirs alone (`Share`).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,9 @@ from sparse_jax.activations.blocks import (
 )
 from sparse_jax.activations.row_encoding import Entry, decode
 from sparse_jax.activations.shares import Share
+from sparse_jax.activations.spread import Spread
 from sparse_jax.activations.store import ActivationStore
+from sparse_jax.errors import InputError
 from sparse_jax.lm.sites import Site
 
 
@@ -50,9 +53,11 @@ class StoredBlocks:
         block_rows: rows of text in a block.
         max_norms: site, as `str(Site)` -> tokens whose activation there has a larger norm do not count there.
         share: the part of each batch to read; None: all.
+        spread: how blocks lie over a mesh; None: on one device.
 
     Raises:
-        InputError: a site of which the store has no activations; no sites, one twice, a norm for another site.
+        InputError: a site of which the store has no activations; no sites, one twice, a norm for another site; a share
+            of blocks that are spread; a mesh that does not divide a block.
     """
 
     store: ActivationStore
@@ -61,9 +66,14 @@ class StoredBlocks:
     block_rows: int = 256
     max_norms: dict[str, float] = field(default_factory=dict)
     share: Share | None = None
+    spread: Spread | None = None
 
     def __post_init__(self):
         check_sites(self.sites, self.max_norms)
+        if self.spread is not None:
+            self.spread.check(self.block_rows, self.store.context)
+            if self.share is not None:
+                raise InputError("blocks that are spread over a mesh are whole: leave out the share")
         _ = self.entries  # raises for a site that is not there
 
     @property
@@ -93,6 +103,16 @@ class StoredBlocks:
         numbers, context = self.row_numbers(index), self.store.context
         place = np.asarray(_order(block_key(self.seed, index), self.block_rows * context))
         place = place if self.share is None else self.share.of(place)
+        if self.spread is not None:
+            return self._spread(numbers, self.spread.arranged(place), self.spread)
+        # jnp.array copies: device_put may alias a host buffer on CPU.
+        part = jax.tree.map(jnp.array, self._part(numbers, place))
+        x, weight = _decoded(self.entries, part.arrays, part.mask, limits_of(self.sites, self.max_norms))
+        return SiteBlock(x, weight, part.token, jnp.array(place))
+
+    def _part(self, numbers: np.ndarray, place: np.ndarray) -> "_Part":
+        """The tokens that stand at some places of a block, from the rows they are in."""
+        context = self.store.context
         # Rows are read one after the other, each for all of its tokens that are wanted; then the tokens are shuffled.
         by_row = np.argsort(place, kind="stable")
         rows, positions = np.divmod(place[by_row], context)
@@ -106,14 +126,30 @@ class StoredBlocks:
         }
         batch = self.store[numbers]
         row, position = np.divmod(place, context)
-        # jnp.array copies: device_put may alias a host buffer on CPU.
-        x, weight = _decoded(
-            self.entries,
-            jax.tree.map(jnp.array, arrays),
-            jnp.array(batch.mask[row, position]),
-            limits_of(self.sites, self.max_norms),
-        )
-        return SiteBlock(x, weight, jnp.array(batch.tokens[row, position]), jnp.array(place))
+        return _Part(arrays, batch.mask[row, position], batch.tokens[row, position])
+
+    def _spread(self, numbers: np.ndarray, place: np.ndarray, spread: Spread) -> SiteBlock:
+        """The block over the mesh; only what this process's devices hold is read."""
+        parts = {bounds: self._part(numbers, place[slice(*bounds)]) for bounds in spread.own_parts(len(place))}
+
+        def over_the_mesh(*leaves: np.ndarray) -> jax.Array:
+            own = dict(zip(parts, leaves))
+            shape = (len(place), *leaves[0].shape[1:])
+            return spread.array(shape, leaves[0].dtype, lambda start, stop: own[start, stop])
+
+        part = jax.tree.map(over_the_mesh, *parts.values())
+        limits = {site: np.asarray(limit) for site, limit in limits_of(self.sites, self.max_norms).items()}
+        x, weight = _decoded(self.entries, part.arrays, part.mask, limits)
+        own_places = spread.array(place.shape, place.dtype, lambda start, stop: place[start:stop])
+        return SiteBlock(x, weight, part.token, own_places)
+
+
+class _Part(NamedTuple):
+    """Tokens of a block as the store has them: arrays by site and name, mask, ids; a leading axis of tokens."""
+
+    arrays: dict[str, dict[str, np.ndarray]]
+    mask: np.ndarray
+    token: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -135,6 +171,11 @@ class BlocksAt:
     @property
     def vocab_size(self) -> int:
         return self.blocks.vocab_size
+
+    @property
+    def spread(self) -> Spread | None:
+        """As that of the blocks."""
+        return self.blocks.spread
 
     def row_numbers(self, index: int) -> np.ndarray:
         """As those of the blocks."""

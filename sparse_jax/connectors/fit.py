@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from sparse_jax.connectors.connector import Connector, Trained
@@ -61,6 +62,7 @@ def fit(
     log: Callable[[dict], None] = lambda row: None,
     progress: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
+    mesh: Mesh | None = None,
 ) -> Fitted:
     """Train a connector on a pair.
 
@@ -75,6 +77,7 @@ def fit(
         log: gets a row for each member now and then.
         progress: show a bar.
         should_stop: asked before each step.
+        mesh: devices that share the work, all of this process's (`training.mesh.make_mesh`); see fit_mesh.py.
 
     Raises:
         InputError: no members, too few tokens for a step, coefficients that the connector has not, a checkpoint of
@@ -82,12 +85,13 @@ def fit(
     """
     if start is not None and len(start) != len(members):
         raise InputError(f"{len(start)} starts of {len(members)} members: give one for each")
-    run = FitRun.of(connector, pair, options, members, scales, keep_support)
+    run = FitRun.of(connector, pair, options, members, scales, keep_support, mesh)
     scales, own, steps = run.batches.scales, run.own, run.steps
     states, done = [run.start(i, start[i] if start else None) for i in range(len(members))], 0
     identity = run.identity()
     if checkpoint is not None and Path(checkpoint).exists():
         states, done = read_checkpoint(Path(checkpoint), states, identity)
+        states = [run.placed(state) for state in states]
     history: list[dict] = []
     begun = done
 

@@ -1,5 +1,6 @@
 """The steps of connectors in training: `fit.py` is the loop around them."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -10,8 +11,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sparse_jax.connectors.connector import Connector, Trained
+from sparse_jax.connectors.fit_mesh import check_batch, dense_over_devices, fit_shardings, placed, placed_batch
 from sparse_jax.connectors.pair_batches import PairBatches
 from sparse_jax.connectors.paired_codes import Pair
 from sparse_jax.connectors.proximal import AdamState, init_adam, momentum, proximal_adam
@@ -19,6 +22,7 @@ from sparse_jax.connectors.scaling import InputRule, Scales, TargetRule, scales_
 from sparse_jax.connectors.sparse_product import TwoWayCodes, as_dense
 from sparse_jax.dictionaries.protocol import Batch, Context, Params
 from sparse_jax.errors import InputError
+from sparse_jax.numerics.axes import divided
 
 # A batch's squared error this many times that of a constant prediction, past the warm-up, is divergence.
 _DIVERGED = 100.0
@@ -130,6 +134,7 @@ class FitRun:
         steps: of the whole run.
         batches: its tokens, in scaled units.
         keep_support: weights that are 0 at the start stay so.
+        mesh: devices that share the work, see fit_mesh.py.
     """
 
     connector: Connector
@@ -139,6 +144,7 @@ class FitRun:
     steps: int
     batches: PairBatches
     keep_support: bool
+    mesh: Mesh | None = None
 
     @classmethod
     def of(
@@ -149,6 +155,7 @@ class FitRun:
         members: Sequence[Member],
         scales: Scales | None = None,
         keep_support: bool = False,
+        mesh: Mesh | None = None,
     ) -> "FitRun":
         """The run that these arguments of `fit` ask for; raises InputError as it says."""
         connector = connector.sized(pair.inputs.n_features, pair.targets.n_features)
@@ -161,10 +168,11 @@ class FitRun:
                 f"{len(pair)} tokens, --tokens {options.tokens or len(pair)} and --batch {options.batch}: not one "
                 "full batch; give more tokens or a smaller batch"
             )
+        check_batch(mesh, options.batch)
         scales = scales_of(pair, options.targets, options.inputs) if scales is None else scales
         _check_finite(pair, scales)
-        batches = PairBatches(pair, scales, options.batch, options.order_seed)
-        return cls(connector, own, members, options, steps, batches, keep_support)
+        batches = PairBatches(pair, scales, options.batch, options.order_seed, by_feature=mesh is None)
+        return cls(connector, own, members, options, steps, batches, keep_support, mesh)
 
     def __post_init__(self):
         # One compiled step for all: in what members differ is traced.
@@ -172,9 +180,10 @@ class FitRun:
         # At most the mean square of scaled targets: what a prediction of 0 costs.
         means = self.batches.scales.target_mean / self.batches.scales.target_scale
         self.constant_error = len(means) + float(np.sum(means**2))
+        self._on_mesh = None
 
     def start(self, i: int, at: Trained | None = None) -> FitState:
-        """The state of member `i` before the first step."""
+        """The state of member `i` before the first step, on the mesh where there is one."""
         params = self.own[i].init(jax.random.key(self.members[i].seed))
         scales = self.batches.scales
         if at is not None:
@@ -183,18 +192,37 @@ class FitRun:
         elif "b_dec" in params:
             params["b_dec"] = jnp.array(scales.target_mean / scales.target_scale)
         trained = {name: value for name, value in params.items() if name not in self.connector.frozen}
-        return FitState(params, init_adam(trained), jnp.zeros(self.connector.n_features, jnp.int32))
+        return self.placed(FitState(params, init_adam(trained), jnp.zeros(self.connector.n_features, jnp.int32)))
+
+    def placed(self, state: FitState) -> FitState:
+        """The state on the mesh, where there is one."""
+        return state if self.mesh is None else placed(self.mesh, state)
 
     def step(self, states, batch, number: int):
         """(states, terms of each) after a step of each member; the old states are consumed."""
-        moved = []
+        moved, step = [], self._compiled(states[0])
+        if self.mesh is not None:
+            batch = placed_batch(self.mesh, batch)
         for own, member, state in zip(self.own, self.members, states):
             rate = self.options.rate(number, self.steps) * (member.learning_rate or self.options.learning_rate)
             coefficients = {name: np.float32(value) for name, value in own.coefficients.items()}
             b1 = momentum(self.options.falling(number, self.steps), self.steps)
             numbers = tuple(map(np.float32, (rate, b1, number + 1)))
-            moved.append(_step(self.static, self.keep_support, state, batch, coefficients, numbers))
+            with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
+                moved.append(step(state, batch, coefficients, numbers))
         return [state for state, _ in moved], [terms for _, terms in moved]
+
+    def _compiled(self, state: FitState):
+        if self.mesh is None:
+            return partial(_step, self.static, self.keep_support)
+        if self._on_mesh is None:
+            whole = NamedSharding(self.mesh, PartitionSpec())
+            self._on_mesh = jax.jit(
+                partial(_stepped, self.static, self.keep_support),
+                out_shardings=(fit_shardings(self.mesh, state), whole),
+                donate_argnums=0,
+            )
+        return self._on_mesh
 
     def rows(self, states, terms, done: int) -> list[dict]:
         """Rows of the log; raises InputError where a member diverges."""
@@ -236,12 +264,13 @@ class FitRun:
         }
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def _step(
+def _stepped(
     connector: Connector, keep_support: bool, state: FitState, codes, coefficients, numbers
 ) -> tuple[FitState, dict]:
     rate, b1, count = numbers
     x, y = codes
+    if divided():
+        x, y = dense_over_devices(x, connector.d_in, False), dense_over_devices(y, connector.d_out, True)
     x = x if isinstance(x, TwoWayCodes) else as_dense(x, connector.d_in)
     y = y if isinstance(y, TwoWayCodes) else as_dense(y, connector.d_out)
     rows = (y.codes.values if isinstance(y, TwoWayCodes) else y).shape[0]
@@ -256,6 +285,9 @@ def _step(
         moved |= {name: jnp.where(trained[name] != 0, moved[name], 0) for name in connector.trained_weights}
     counted = jnp.minimum(state.fired, 2**30) + fired
     return FitState({**state.params, **moved}, adam, counted), terms
+
+
+_step = jax.jit(_stepped, static_argnums=(0, 1), donate_argnums=2)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -22,6 +22,7 @@ class PairBatches:
         scales: units.
         batch: tokens in a batch.
         seed: of the order.
+        by_feature: list codes by feature too, where that makes gathers faster than dense products.
 
     Raises:
         InputError: a batch that the tokens do not fill.
@@ -31,6 +32,7 @@ class PairBatches:
     scales: Scales
     batch: int
     seed: int
+    by_feature: bool = True
     _order: tuple[int, np.ndarray] | None = field(default=None, init=False)
 
     def __post_init__(self):
@@ -50,15 +52,15 @@ class PairBatches:
         return np.sort(self._order[1][offset * self.batch : (offset + 1) * self.batch])
 
     def __getitem__(self, step: int) -> tuple[SparseCodes | TwoWayCodes, SparseCodes | TwoWayCodes]:
-        """Inputs and targets of a step; by feature too where gathers are faster than dense products."""
+        """Inputs and targets of a step."""
         rows = self.rows(step)
         return (
-            _scaled(self.pair.inputs, rows, self.scales.input_norm),
-            _scaled(self.pair.targets, rows, self.scales.target_scale),
+            self._scaled(self.pair.inputs, rows, self.scales.input_norm),
+            self._scaled(self.pair.targets, rows, self.scales.target_scale),
         )
 
-
-def _scaled(site: SiteCodes, rows: np.ndarray, units: np.ndarray) -> SparseCodes | TwoWayCodes:
-    values, indices = site.at(rows)
-    codes = SparseCodes(values / units[indices], indices)
-    return two_way(codes, site.n_features) if gather_is_faster(site.n_features, site.slots) else codes
+    def _scaled(self, site: SiteCodes, rows: np.ndarray, units: np.ndarray) -> SparseCodes | TwoWayCodes:
+        values, indices = site.at(rows)
+        codes = SparseCodes(values / units[indices], indices)
+        gathers = self.by_feature and gather_is_faster(site.n_features, site.slots)
+        return two_way(codes, site.n_features) if gathers else codes

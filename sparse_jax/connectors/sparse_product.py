@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sparse_jax.numerics.axes import divided
 from sparse_jax.numerics.sparse_codes import SparseCodes, value_gradient
 from sparse_jax.numerics.sparse_codes import dense as dense_codes
 
@@ -78,8 +79,8 @@ def two_way(codes: SparseCodes, n_features: int) -> TwoWayCodes:
 
 
 def gather_is_faster(n_features: int, slots: int) -> bool:
-    """Whether gathers beat dense products here: a static choice, by backend and sizes."""
-    return jax.default_backend() == "cpu" and n_features >= _FEATURES_PER_SLOT * slots
+    """Whether gathers beat dense products here: a static choice, by backend and sizes; never on a mesh."""
+    return jax.default_backend() == "cpu" and not divided() and n_features >= _FEATURES_PER_SLOT * slots
 
 
 def active(codes: Codes) -> SparseCodes | None:

@@ -13,7 +13,7 @@ lambda is the traced coefficient "l1" in training; the one in use at the end is 
 There is no warm-up of it: near 0 every feature would be active.
 
 Codes are found by working sets on a CPU, and by FISTA's plain products where gathers are slow (coding/working_set.py,
-coding/fista.py).
+coding/fista.py). On a mesh each device solves rows of its own with the whole of W_dec (numerics/row_shards.py).
 """
 
 from dataclasses import dataclass
@@ -38,6 +38,8 @@ from sparse_jax.dictionaries.protocol import (
 )
 from sparse_jax.dictionaries.unit_norm import UnitNormDecoder
 from sparse_jax.errors import InputError
+from sparse_jax.numerics.axes import divided
+from sparse_jax.numerics.row_shards import over_rows
 
 
 @register("fista")
@@ -101,7 +103,12 @@ class Fista(UnitNormDecoder):
         by_sets = self.solver == "working-sets" or (self.solver == "auto" and jax.default_backend() == "cpu")
         solver = lasso if by_sets else fista_until
         x = self.centred(params, jnp.asarray(x))
-        return solver(x, jnp.asarray(params["W_dec"]), penalty, tolerance, signed=self.signed).codes
+
+        def codes(x, W, penalty):
+            return solver(x, W, penalty, tolerance, signed=self.signed).codes
+
+        given = x, jnp.asarray(params["W_dec"]), jnp.asarray(penalty)
+        return over_rows(codes, *given) if divided() else codes(*given)
 
     def centred(self, params: Params, x: jax.Array) -> jax.Array:
         """`x - b_dec`: what codes are to explain; whatever `centring` says, the decoder adds b_dec."""

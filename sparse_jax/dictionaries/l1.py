@@ -26,7 +26,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from sparse_jax.dictionaries import l1_gradient
+from sparse_jax.dictionaries import chunked_gradient, l1_gradient
 from sparse_jax.dictionaries.protocol import (
     Batch,
     Context,
@@ -131,3 +131,14 @@ class L1(UnitNormDecoder):
         if type(self).loss is not L1.loss:  # the gradient written by hand is that of this loss alone
             return super().value_and_grad(params, batch, ctx)
         return l1_gradient.value_and_grad(self, params, batch, ctx)
+
+    @property
+    def in_feature_chunks(self) -> bool:
+        """Whether there is a step in chunks of features: for this loss."""
+        return type(self).loss is L1.loss
+
+    def chunked_value_and_grad(
+        self, params: Params, batch: Batch, ctx: Context, chunks: int
+    ) -> tuple[jax.Array, Losses, Params]:
+        """`value_and_grad` in chunks of features (chunked_gradient.py); only where `in_feature_chunks`."""
+        return chunked_gradient.chunked_value_and_grad(self, params, batch, ctx, chunks)

@@ -13,6 +13,7 @@ features of the one selection, as in SAELens and dictionary_learning.
 Cost: the blocks between prefixes are decoded one by one and added up, together as much as one full product.
 """
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -22,6 +23,10 @@ from sparse_jax.dictionaries.batch_topk import BatchTopK
 from sparse_jax.dictionaries.protocol import Batch, Context, Losses, Params, firings, reconstruction_loss, register
 from sparse_jax.errors import InputError
 from sparse_jax.numerics import matmul
+from sparse_jax.numerics.axes import FEATURES, parts
+
+# Chunks that a device may have for each prefix: their reconstructions are in memory together.
+_CHUNKS = 2
 
 
 @register("matryoshka")
@@ -51,12 +56,32 @@ class Matryoshka(BatchTopK):
 
     def prefix_reconstructions(self, params: Params, codes: jax.Array) -> list[jax.Array]:
         """`[rows, d_out]` of each prefix, the full one last."""
+        if parts(FEATURES) > 1:
+            return self._prefixes_over_devices(params, codes)
         y_hat, start, made = params["b_dec"], 0, []
         for end in self.sizes:
             y_hat = y_hat + matmul(codes[:, start:end], params["W_dec"][start:end], self.compute_dtype)
             made.append(y_hat)
             start = end
         return made
+
+    def _prefixes_over_devices(self, params: Params, codes: jax.Array) -> list[jax.Array]:
+        """The same where features lie over devices: no code leaves its device.
+
+        A slice of the features would be moved from the devices that hold it to all. In its place features are cut into
+        chunks that neither a prefix nor a device divides; each is decoded where it lies, and added to the prefixes that
+        have it. Where such chunks would be many, each prefix takes a product of its own, with other codes set to 0.
+        """
+        ends = jnp.array(self.sizes, jnp.int32)
+        chunk = math.gcd(*self.sizes, self.n_features // parts(FEATURES))
+        if self.n_features // chunk > _CHUNKS * len(self.sizes) * parts(FEATURES):
+            inside = jnp.arange(self.n_features, dtype=jnp.int32) < ends[:, None]
+            return [self.decode(params, jnp.where(each, codes, 0)) for each in inside]
+        cut = codes.reshape(len(codes), -1, chunk).swapaxes(0, 1)
+        atoms = params["W_dec"].reshape(-1, chunk, self.d_out)
+        decoded = jax.vmap(lambda codes, atoms: matmul(codes, atoms, self.compute_dtype))(cut, atoms)
+        inside = jnp.arange(0, self.n_features, chunk, dtype=jnp.int32) < ends[:, None]
+        return [jnp.sum(jnp.where(each[:, None, None], decoded, 0), axis=0) + params["b_dec"] for each in inside]
 
     def loss(self, params: Params, batch: Batch, ctx: Context) -> Losses:
         """Terms "reconstruction" (of all), "prefixes" (the smaller ones summed) and "aux_k"; moves the threshold."""

@@ -34,6 +34,7 @@ from sparse_jax.dictionaries.dense_gradient import (
     row_count,
 )
 from sparse_jax.dictionaries.protocol import Batch, Context, Losses, Params
+from sparse_jax.numerics.axes import divided
 from sparse_jax.numerics.matmul import product_tn
 from sparse_jax.numerics.row_blocks import rows_in_block, sum_over_blocks
 from sparse_jax.numerics.sparse_codes import (
@@ -45,6 +46,7 @@ from sparse_jax.numerics.sparse_codes import (
     top_k_codes,
     value_gradient,
 )
+from sparse_jax.numerics.topk import top_k_mask
 
 if TYPE_CHECKING:
     from sparse_jax.dictionaries.batch_topk import BatchTopK
@@ -69,12 +71,16 @@ def top_k_value_and_grad(
     def largest(x):
         return top_k_codes(jax.nn.relu(preactivations(made, x)), k, k_now)
 
+    def dense_codes(x, _):
+        if not divided():
+            return dense(largest(x), dictionary.n_features)
+        values = jax.nn.relu(preactivations(made, x))  # each device keeps its own features: nothing is scattered
+        return jnp.where(top_k_mask(values, k, k_now), values, 0)
+
     if sparse:
         squared, fired, y_hat, grads = _sparse_gradients(params, made, batch, largest)
     else:
-        squared, fired, y_hat, grads = _dense_gradients(
-            params, made, batch, lambda x, _: dense(largest(x), dictionary.n_features)
-        )
+        squared, fired, y_hat, grads = _dense_gradients(params, made, batch, dense_codes)
     return _with_aux_k(dictionary, params, made, batch, ctx, squared, Losses({}, y_hat, fired, {}), grads)
 
 

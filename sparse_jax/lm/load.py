@@ -16,7 +16,7 @@ from sparse_jax.lm.family import family_of
 from sparse_jax.lm.hub import fetch
 from sparse_jax.lm.model import LanguageModel
 from sparse_jax.lm.sharding import MeshAxes
-from sparse_jax.lm.weight_map import leaves
+from sparse_jax.lm.weight_map import Axis, leaves
 from sparse_jax.lm.weights import read_params
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -104,6 +104,17 @@ def load(
     config = family.read_config(raw)
     params = read_params(family, config, folder, jnp.dtype(dtypes[1]), mesh, rules)
     return LanguageModel(params, config, dtype, str(model), revision)
+
+
+def logical_axes(model: str | os.PathLike, revision: str | None = None) -> set[Axis]:
+    """The logical axes of a model's parameters, with their sizes; nothing but config.json is read.
+
+    Raises:
+        InputError: the model is not found, or its architecture is not supported.
+    """
+    raw = read_config_json(resolve(str(model), revision))
+    family = family_of(raw.get("model_type"))
+    return {axis for _, weight in leaves(family.weights(family.read_config(raw))) for axis in weight.axes}
 
 
 def random_model(config, key: jax.Array, *, dtype: str = "float32") -> LanguageModel:

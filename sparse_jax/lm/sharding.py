@@ -1,6 +1,6 @@
 """How a model's parameters lie over a mesh of devices: a table from logical axes to mesh axes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -43,6 +43,18 @@ def merged_rules(mesh: Mesh, rules: Mapping[str, MeshAxes] | None) -> dict[str, 
                 f"{', '.join(mesh.axis_names)}: make one with that axis or give other rules"
             )
     return table
+
+
+def rules_over(mesh: Mesh, axis: str, axes: Iterable[Axis]) -> dict[str, MeshAxes]:
+    """Rules for `RULES`' tensor parallelism over one axis of a mesh: what that does not divide stays whole.
+
+    Args:
+        mesh: the devices.
+        axis: of the mesh, in place of "model".
+        axes: logical axes with their sizes, as all parameters have them.
+    """
+    undivided = {name for name, size in axes if size % mesh.shape[axis]}
+    return {name: axis if over and name not in undivided else None for name, over in RULES.items()}
 
 
 def parameter_sharding(mesh: Mesh, table: Mapping[str, MeshAxes], axes: tuple[Axis, ...], name: str) -> NamedSharding:

@@ -12,6 +12,8 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 
+from sparse_jax.numerics.axes import divided
+
 
 def dot_general(lhs, rhs, dimension_numbers, preferred_element_type=None):
     """`lax.dot_general` that accumulates bfloat16 in float32 and answers in the inputs' dtype by default.
@@ -70,8 +72,13 @@ def _transposed(a, compute_dtype):
 
 
 def _row_major(a):
-    """The matrix laid out row by row in memory, on a CPU; elsewhere the compiler chooses."""
-    return with_layout_constraint(a, Layout((0, 1))) if jax.default_backend() == "cpu" else a
+    """The matrix laid out row by row in memory, on a CPU; elsewhere, and on a mesh, the compiler chooses.
+
+    The partitioner would gather the whole matrix for it.
+    """
+    if jax.default_backend() != "cpu" or divided():
+        return a
+    return with_layout_constraint(a, Layout((0, 1)))
 
 
 matmul.defvjp(_forward, _backward)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sparse_jax.numerics.axes import divided
+
 # Rows in a block, at most: large enough for the matrix units, small enough for the caches.
 BLOCK = 512
 # Below this a block has too few rows for the matrix units.
@@ -18,8 +20,11 @@ _SMALLEST = 64
 
 
 def rows_in_block(rows: int) -> int:
-    """How many rows to take at once: all of them on accelerators, and where no suitable number divides them."""
-    if jax.default_backend() != "cpu":
+    """How many rows to take at once: all of them on accelerators, on a mesh, and where no suitable number divides them.
+
+    On a mesh a block would lie on one device, and the others would wait.
+    """
+    if jax.default_backend() != "cpu" or divided():
         return rows
     return next((size for size in range(BLOCK, _SMALLEST - 1, -1) if rows % size == 0), rows)
 

@@ -14,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sparse_jax.numerics import sharded_topk
+from sparse_jax.numerics.axes import divided
+
 # Features per slot from which the sparse forms win on a CPU: between 64, where dense products took two thirds of the
 # time, and 512, where they took twice as long (the gradient of TopK with k 32, d 512, 4,096 rows).
 _FEATURES_PER_SLOT = 256
@@ -33,7 +36,12 @@ class SparseCodes(NamedTuple):
 
 
 def sparse_is_faster(n_features: int, slots: int) -> bool:
-    """Whether `decode` and its gradients beat dense products here: a static choice, by backend and sizes."""
+    """Whether `decode` and its gradients beat dense products here: a static choice, by backend and sizes.
+
+    Not where a mesh divides rows or features: a loop of scatters would be a loop of sums over devices.
+    """
+    if divided():
+        return False
     return jax.default_backend() == "cpu" and n_features >= _FEATURES_PER_SLOT * slots
 
 
@@ -45,7 +53,7 @@ def top_k_codes(values: jax.Array, k: int, k_now: jax.Array | None = None) -> Sp
         k: how many slots, static, at most n.
         k_now: a traced number of at most `k`: the slots from there on stay empty.
     """
-    largest, indices = lax.top_k(values, k)
+    largest, indices = (sharded_topk if divided() else lax).top_k(values, k)
     if k_now is not None:
         largest = jnp.where(jnp.arange(k, dtype=jnp.int32) < k_now, largest, 0)
     return SparseCodes(largest, indices)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from sparse_jax.coding.learn import Learner, refresh
 from sparse_jax.dictionaries.fista import Fista
@@ -17,7 +18,7 @@ from sparse_jax.dictionaries.protocol import Batch, Context, Params
 from sparse_jax.training.schedules import Schedule
 from sparse_jax.training.sparsity_control import Controller
 from sparse_jax.training.state import TrainState
-from sparse_jax.training.step import Moved, Step, Update, stepping
+from sparse_jax.training.step import Moved, Step, Update, compiled_step, stepping
 
 
 class LearnerAsOptimiser(NamedTuple):
@@ -67,6 +68,7 @@ def make_basis_step(
     dead_window: int,
     controller: Controller = Controller(),  # noqa: B008  frozen
     restart_dead: bool = True,
+    mesh: Mesh | None = None,
 ) -> Step:
     """As `make_step`, with a learner in place of an optimiser; the schedule of learning rates does not matter to it.
 
@@ -74,4 +76,4 @@ def make_basis_step(
     "grad_norm" and "learning_rate".
     """
     update = by_learner(dictionary, learner, restart_dead)
-    return jax.jit(stepping(update, dictionary, schedule, total_steps, dead_window, controller), donate_argnums=0)
+    return compiled_step(stepping(update, dictionary, schedule, total_steps, dead_window, controller), mesh)

@@ -16,6 +16,7 @@ from jax import lax
 from sparse_jax.activations.ahead import Ahead, worth_it
 from sparse_jax.activations.blocks import Block, Blocks, RememberedBlocks, SiteBlock, SiteBlocks
 from sparse_jax.errors import InputError
+from sparse_jax.numerics.whole import to_host
 from sparse_jax.training.checkpoints import Checkpoints
 from sparse_jax.training.ensemble import Group, States, check_harvested
 from sparse_jax.training.state import TrainState, steps_taken, total_rows
@@ -38,12 +39,17 @@ class Pace:
     checkpoint_every: int
 
 
+def _fetched(tree: Any) -> Any:
+    """The arrays on the host; those of several processes' devices are put together."""
+    return jax.device_get(tree) if jax.process_count() == 1 else to_host(tree)
+
+
 State = TypeVar("State", bound=Any)
 
 
 def one_row(state: TrainState, metrics: dict) -> list[dict]:
     """What is logged of a single dictionary: one row."""
-    metrics, seen = jax.device_get((metrics, state.rows_seen))
+    metrics, seen = _fetched((metrics, state.rows_seen))
     return [{"tokens": total_rows(seen), **{name: float(value) for name, value in metrics.items()}}]
 
 
@@ -80,6 +86,7 @@ def run(
     per_block = blocks.tokens_per_block // pace.batch
     start = steps_taken(state)
     block = metrics = None
+    spread = getattr(blocks, "spread", None)
     with contextlib.ExitStack() as stack:
         if worth_it(blocks):
             blocks = stack.enter_context(Ahead(blocks, (pace.total - 1) // per_block))
@@ -89,7 +96,10 @@ def run(
             index, offset = divmod(number, per_block)
             if block is None or offset == 0:
                 block = blocks[index]
-            x, weight = _slice((block.x, block.weight), offset * pace.batch, pace.batch)
+            if spread is None:
+                x, weight = _slice((block.x, block.weight), offset * pace.batch, pace.batch)
+            else:
+                x, weight = spread.batch_at((block.x, block.weight), offset)
             state, metrics = step(state, x, weight)
             progress(pace.batch)
             done = number + 1
@@ -97,12 +107,16 @@ def run(
             if done % pace.log_every == 0 or done == pace.total or number == start:
                 _log(log, rows(state, metrics), done)
             if checkpoints and done % pace.checkpoint_every == 0 and done < pace.total:
-                _check_losses(rows(state, metrics), done)
-                checkpoints.save(state)
+                logged = rows(state, metrics)
+                _check_losses(logged, done)
+                checkpoints.save(state, logged)
     if checkpoints:
+        logged = []
         if metrics is not None:  # a step was taken: logs may be further apart than checkpoints
-            _check_losses(rows(state, metrics), steps_taken(state))
-        checkpoints.save(state)
+            logged = rows(state, metrics)
+            _check_losses(logged, steps_taken(state))
+        checkpoints.save(state, logged)
+        checkpoints.wait()  # here, where a signal that comes again does not end the process
     return state
 
 
@@ -157,7 +171,7 @@ def run_ensemble(
 
 def _member_rows(of: Group, states: States, metrics: dict[str, jax.Array]) -> list[dict]:
     seen = states.rows_seen if isinstance(states, TrainState) else [state.rows_seen for state in states]
-    metrics, seen = jax.device_get((metrics, seen))
+    metrics, seen = _fetched((metrics, seen))
     return [
         {"member": member.name, "tokens": total_rows(seen[i])}
         | {name: float(values[i]) for name, values in metrics.items()}

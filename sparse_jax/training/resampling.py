@@ -16,11 +16,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from sparse_jax.dictionaries.protocol import Dictionary, Params
 from sparse_jax.errors import InputError
 from sparse_jax.numerics import safe_norm, unit_rows
 from sparse_jax.training.state import TrainState
+from sparse_jax.training.step import compiled_step
 
 # Of the mean norm of alive encoders: a new feature should not disturb what is learned.
 ENCODER_SHARE = 0.2
@@ -61,12 +63,12 @@ def feature_axis(dictionary: Dictionary, name: str, shape: tuple[int, ...]) -> i
 
 
 def make_resample(
-    dictionary: Dictionary, dead_window: int
+    dictionary: Dictionary, dead_window: int, mesh: Mesh | None = None
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, jax.Array]]:
     """The compiled `(state, x [rows, d] raw, weight [rows]) -> (state, how many features were resampled)`.
 
     The old state is consumed. A feature is resampled if it was silent for more than `dead_window` rows; its age is 0
-    afterwards. Where no row counts nothing changes.
+    afterwards. Where no row counts nothing changes. `mesh` as for `make_step`.
 
     Raises:
         InputError: the dictionary has no decoder rows, or reconstructs something else than its input.
@@ -92,7 +94,7 @@ def make_resample(
             age=jnp.where(dead, 0, state.age),
         ), jnp.sum(dead, dtype=jnp.int32)
 
-    return jax.jit(resample, donate_argnums=0)
+    return compiled_step(resample, mesh)
 
 
 def _draw_inputs(dictionary, params, x, weight, dead, key) -> jax.Array:

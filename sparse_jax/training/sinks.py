@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 
@@ -15,12 +16,24 @@ class JsonLines:
         """Drop lines of later steps, and a last line that a kill cut short: a resumed run writes them again."""
         if self._path.exists():
             kept = [row for row in read_lines(self._path) if row["step"] <= step]
-            self._path.write_text("".join(_line(row) for row in kept), encoding="utf8")
+            temporary = self._path.with_name(self._path.name + ".tmp")
+            temporary.write_text("".join(_line(row) for row in kept), encoding="utf8")
+            os.replace(temporary, self._path)  # a kill in between loses no line
 
     def write(self, row: dict) -> None:
         """Append one row; it has a "step"."""
         with self._path.open("a", encoding="utf8") as file:
             file.write(_line(row))
+
+
+class Nowhere:
+    """What a process that writes no logs has in place of them."""
+
+    def truncate_after(self, step: int) -> None:
+        """Nothing."""
+
+    def write(self, row: dict) -> None:
+        """Nothing."""
 
 
 def _line(row: dict) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sparse_jax.activations.normalise import Normaliser
 from sparse_jax.dictionaries.protocol import Dictionary, Params
@@ -111,7 +112,8 @@ def init_state(dictionary: Dictionary, optimiser, normaliser: Normaliser, seed: 
 def steps_taken(state: Any) -> int:
     """How many steps a state, a stack of states or any tree of such has taken."""
     first = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, TrainState))[0]
-    return int(first.step.reshape(-1)[0])
+    # Of a stack over devices of several processes, what lies here: all members have taken the same.
+    return int(np.asarray(first.step.addressable_data(0)).reshape(-1)[0])
 
 
 def count_rows(seen: jax.Array, more: jax.Array) -> jax.Array:

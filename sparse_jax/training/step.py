@@ -7,8 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from sparse_jax.dictionaries.protocol import Batch, Context, Dictionary, Losses, Params
+from sparse_jax.training.accumulation import WHOLE, Chunks, gradient_of
+from sparse_jax.training.mesh_step import OnMesh
+from sparse_jax.training.offload import check_host_memory
 from sparse_jax.training.schedules import Schedule, coefficients, learning_rate
 from sparse_jax.training.sparsity_control import Controller, control
 from sparse_jax.training.state import TrainState, count_rows
@@ -64,11 +68,12 @@ class Moved(NamedTuple):
 Update = Callable[[TrainState, Batch, Context, jax.Array], Moved]
 
 
-def by_gradient(dictionary: Dictionary, optimisation: Optimisation) -> Update:
+def by_gradient(dictionary: Dictionary, optimisation: Optimisation, chunks: Chunks = WHOLE) -> Update:
     """The update that follows the gradient of the dictionary's objective."""
+    value_and_grad = gradient_of(dictionary, chunks)
 
     def update(state: TrainState, batch: Batch, ctx: Context, scheduled: jax.Array) -> Moved:
-        value, losses, grads = dictionary.value_and_grad(state.params, batch, ctx)
+        value, losses, grads = value_and_grad(state.params, batch, ctx)
         grads = dictionary.tangent(state.params, grads)
         params, opt_state = _moved(dictionary, optimisation, state, grads, losses.frozen, scheduled)
         metrics = {"grad_norm": optax.tree.norm(grads), "learning_rate": scheduled * state.settings.learning_rate}
@@ -84,6 +89,9 @@ def make_step(
     total_steps: int,
     dead_window: int,
     controller: Controller = Controller(),  # noqa: B008  frozen
+    mesh: Mesh | None = None,
+    chunks: Chunks = WHOLE,
+    offload: bool = False,
 ) -> Step:
     """The compiled step `(state, x [rows, d] raw, weight [rows]) -> (state, metrics)`; the old state is consumed.
 
@@ -97,12 +105,27 @@ def make_step(
         total_steps: length of the run.
         dead_window: a feature that was silent for more rows counts as dead in the metrics.
         controller: how firmly the state's target L0 is held, if it has one.
+        mesh: devices that share the work (mesh.py); give the step a state that `place` has laid out over it.
+        chunks: how a batch is cut for less memory at a time (accumulation.py).
+        offload: the optimiser's moments stay in the host's memory between steps (offload.py); on a mesh only.
+
+    Raises:
+        InputError: moments are to be offloaded and cannot be; when called, a batch that cannot be cut so.
 
     Metrics are scalars on the device: loss, each term, fvu of the batch (normalised units), l0, dead (share),
     grad_norm, learning_rate, and of a dictionary whose L0 can be held the coefficient that holds it.
     """
-    function = step_function(dictionary, optimisation, schedule, total_steps, dead_window, controller)
-    return jax.jit(function, donate_argnums=0)
+    function = step_function(dictionary, optimisation, schedule, total_steps, dead_window, controller, chunks)
+    return compiled_step(function, mesh, offload=offload)
+
+
+def compiled_step(
+    function: Callable, mesh: Mesh | None = None, members: bool = False, offload: bool = False
+) -> Callable:
+    """A function of state, x and weight compiled for one device or, where a mesh is given, for that; state donated."""
+    if mesh is None and offload:
+        check_host_memory(mesh)
+    return jax.jit(function, donate_argnums=0) if mesh is None else OnMesh(function, mesh, members, offload)
 
 
 def step_function(
@@ -112,9 +135,10 @@ def step_function(
     total_steps: int,
     dead_window: int,
     controller: Controller = Controller(),  # noqa: B008  frozen
+    chunks: Chunks = WHOLE,
 ) -> Step:
     """`make_step`'s function before it is compiled."""
-    update = by_gradient(dictionary, optimisation)
+    update = by_gradient(dictionary, optimisation, chunks)
     return stepping(update, dictionary, schedule, total_steps, dead_window, controller)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import command, contexts, train_sae, train_sae_run
+from experiments import command, contexts, run_folder, train_sae, train_sae_run
 from experiments.train_sae import Flags
 from sparse_jax.activations import Statistics
 from sparse_jax.dictionaries import DICTIONARIES, L1, load, read_card
@@ -231,6 +231,16 @@ def test_a_used_folder_is_refused_and_flags_must_match_on_resume(finished, model
     with pytest.raises(InputError, match="give one of them"):
         train_sae.main(flags(model, text, finished, resume=True, overwrite=True))
     assert (finished / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("changes", [{}, {"overwrite": True}])
+def test_a_second_writer_is_refused_before_it_removes_or_writes_anything(changes, model, text, tmp_path):
+    out = tmp_path / "run"
+    with run_folder.hold(out):
+        (out / "metrics.json").write_text("of the first") if changes else None
+        with pytest.raises(InputError, match=f"is being written by process {os.getpid()} on"):
+            train_sae.main(flags(model, text, out, **changes))
+        assert sorted(path.name for path in out.iterdir()) == (["metrics.json"] if changes else []) + ["writer.lock"]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Parameters over a mesh: laid out as they are read, the same numbers out (four fake CPU devices, see conftest)."""
+"""Weights and batches over a mesh of devices: the same numbers out (eight fake CPU devices, of which it takes four)."""
 
 import math
 

@@ -163,7 +163,7 @@ def test_a_checkpoint_of_another_ensemble_is_refused(tmp_path):
         with pytest.raises(InputError, match=r"\(absent\) here"):
             checkpoints.restore(ensemble(given=members()[:5])[1])
         other = [*members()[:5], dataclasses.replace(members()[5], dictionary=TopK(n_features=11, k=2).sized(4))]
-        with pytest.raises(InputError, match=r"'0005'.*shape \(10,\) there, \(11,\) here"):
+        with pytest.raises(InputError, match=r"groups/0003.*shape \(1, 10\) there, \(1, 11\) here"):
             checkpoints.restore(ensemble(given=other)[1])
 
 
