@@ -6,7 +6,7 @@ PEERS ?= .venv-peers
 # Compiled programs are kept between runs and clones: the second run of anything starts faster.
 export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/sparse_jax/jax
 
-.PHONY: demo test test-fast test-long test-peers bench-peers bench-quality bench-extraction bench-sparse-coding lint bench-env clean
+.PHONY: demo test test-fast test-long test-matrix test-peers bench-peers bench-quality bench-extraction bench-sparse-coding lint bench-env clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,14 +22,18 @@ demo: $(VENV)/.ready
 	$(BIN)/python -m experiments.train_sae --out runs/demo --overwrite topk
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 -m "not long and not torch" --durations 10
+	$(BIN)/python -m pytest -n 2 -m "not long and not torch and not matrix" --durations 10
 
 # The live comparison with PyTorch implementations, and what takes minutes of both cores.
 test-long: $(VENV)/.bench-ready
 	$(BIN)/python -m pytest -n 2 -m "long or torch" --durations 10
 
 test-fast: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 -m "not slow and not long and not torch and not browser"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not long and not torch and not matrix and not browser"
+
+# Every kind of dictionary on every mesh of eight fake devices.
+test-matrix: $(VENV)/.ready
+	$(BIN)/python -m pytest -m matrix --durations 10
 
 bench-env: $(VENV)/.bench-ready
 

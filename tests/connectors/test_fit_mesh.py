@@ -39,7 +39,7 @@ def test_fifty_steps_are_those_of_one_device(connector, pair):
     check(connector, pair, "data=2,features=4")
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("shape", ["data=8", "data=4,features=2", "features=8"])
 @pytest.mark.parametrize("connector", [Linear(), MLP(n_features=24)])
 def test_fifty_steps_on_every_mesh(connector, pair, shape):

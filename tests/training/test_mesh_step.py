@@ -118,7 +118,7 @@ def test_fifty_steps_are_those_of_one_device(kind, shape):
     check(kind, shape)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_fifty_steps_of_every_kind_on_every_mesh(kind, shape):
@@ -159,7 +159,7 @@ def test_members_over_devices_are_members_on_one():
     check_ensemble("topk", ENSEMBLES[0])
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("shape", ENSEMBLES)
 @pytest.mark.parametrize("kind", ["l1", "topk", "batch-topk"])
 def test_members_of_every_kind_on_every_mesh(kind, shape):
