@@ -29,7 +29,7 @@ from sparse_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 # The longest that a run may take; it is ended, and counts as lost.
-TIMEOUT = 300.0
+TIMEOUT = 900.0
 CONFIG = {
     "model_type": "gpt_neox", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
     "intermediate_size": 32, "vocab_size": 4096, "max_position_embeddings": 64, "rotary_pct": 0.25,

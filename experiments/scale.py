@@ -36,6 +36,10 @@ def joined(flags: ScaleFlags) -> contextlib.AbstractContextManager[None]:
         InputError: flags that do not fit each other; with `with`, processes that could not be joined.
     """
     of = Processes(flags.distributed, flags.coordinator, flags.processes, flags.process_id, flags.timeout)
+    if flags.mesh is not None or flags.distributed:
+        # Read when JAX starts, of CPUs alone: where a step begins before the last has ended, the collectives of the two
+        # can wait for each other for ever (seen with eight devices on two cores).
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     return together(of, flags.debug)
 
 
