@@ -31,7 +31,7 @@ test-long: $(VENV)/.bench-ready
 test-fast: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 -m "not slow and not long and not torch and not matrix and not browser"
 
-# Every kind of dictionary on every mesh of eight fake devices.
+# Every kind of dictionary on every mesh of eight fake devices, and runs that are killed at random instants.
 test-matrix: $(VENV)/.ready
 	$(BIN)/python -m pytest -m matrix --durations 10
 

@@ -56,7 +56,7 @@ def test_bad_flags_are_refused():
             kill_stress.main(Flags(**changes))
 
 
-@pytest.mark.long
+@pytest.mark.matrix
 def test_kills_at_random_instants_lose_nothing(tmp_path, capsys):
     """An ensemble from a store; test_train_sae.py kills a single dictionary of streamed text."""
     seed = random.SystemRandom().randrange(2**32)
