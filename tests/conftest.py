@@ -8,8 +8,6 @@ from pathlib import Path
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Fake devices are threads that wait for each other in collectives. XLA ends the process where one is waited for longer
 # than 40 s, which is what a busy machine with fewer cores than devices takes now and then.
-# And no second program with collectives may begin before the first has ended: they can wait for each other for ever.
-os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_cpu_collective_call_warn_stuck_timeout_seconds=120"
@@ -26,6 +24,9 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# No program with collectives may begin before the last has ended: they can wait for each other for ever. (There is no
+# environment variable for it.)
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 BROWSER_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 BROWSER_FLAGS += ["--disable-background-networking", "--disable-component-update"]

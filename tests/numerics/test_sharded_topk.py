@@ -56,7 +56,7 @@ def test_everything_is_selected_as_on_one_device(shape):
         x = few_values(i) if i else normal
         numbers = jnp.int32(k_now), jnp.int32(count_now)
         with jax.set_mesh(mesh):
-            ours = there(jax.device_put(x, spread), *numbers)
+            ours = jax.block_until_ready(there(jax.device_put(x, spread), *numbers))
         assert np.sum(ours["batch"]) == count_now
         for name, theirs in here(x, *numbers).items():
             jax.tree.map(lambda a, b, n=name: np.testing.assert_array_equal(a, b, n), ours[name], theirs)
