@@ -47,8 +47,8 @@ def selections(x, k_now, count_now):
     return masks | {"batch": batch_top_k_mask(x, ROWS * 9, count_now)} | whole
 
 
-# Not among `make test`: so many independent collectives in one program hang now and then where a CPU has fewer cores than
-# devices (XLA begins them in another order on each device).
+# Not among `make test`: so many independent collectives in one program hang now and then on a CPU with fewer cores than
+# devices; perhaps XLA begins them in another order on each device.
 @pytest.mark.matrix
 @pytest.mark.parametrize("shape", SHAPES)
 def test_everything_is_selected_as_on_one_device(shape):
