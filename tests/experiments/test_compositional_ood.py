@@ -138,7 +138,7 @@ def test_learners_on_several_devices_find_the_same(done, tmp_path, monkeypatch):
         assert several[name] == pytest.approx(one[name], abs=1e-2)
 
 
-@pytest.mark.parametrize(("devices", "words"), [(0, "has 4"), (5, "has 4"), (3, "divisor of the batch, 64")])
+@pytest.mark.parametrize(("devices", "words"), [(0, "has 8"), (9, "has 8"), (3, "divisor of the batch, 64")])
 def test_devices_that_cannot_share_the_batch(devices, words, tmp_path):
     with pytest.raises(InputError, match=words):
         compositional_ood.main(Flags(**FAST, devices=devices, out=tmp_path / "none"))
