@@ -2,43 +2,25 @@
 
 import contextlib
 import dataclasses
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
-from jax.sharding import Mesh
 
 from experiments import run_folder, scale
-from experiments.data import Data, load_data, passes, resolve_bos, site_blocks, statistics_tokens, summary
-from experiments.measuring import measure_members
+from experiments.data import Data, load_data, resolve_bos, summary
 from experiments.plan_report import print_plan
 from experiments.stored import with_store
 from experiments.sweep import Flags
-from experiments.sweep_members import Choice, check_k, choices, knob, measured_steps
+from experiments.sweep_finish import finish, trained_members
+from experiments.sweep_members import Choice, check_k, choices
 from experiments.sweep_report import print_table, usable, write_report
-from experiments.train_sae_run import FLOOR_FIGURES, centring, make_pace, provenance
-from experiments.training_run import (
-    Resample,
-    bias_start,
-    kept_checkpoints,
-    resampler,
-    training_bar,
-    warn_of_missed_l0,
-    with_started_bias,
-)
-from sparse_jax.activations import (
-    Normaliser,
-    RememberedBlocks,
-    SiteBlock,
-    Statistics,
-    collect_site_statistics,
-    fit_normaliser,
-)
-from sparse_jax.activations.spread import Spread
-from sparse_jax.dictionaries import Normalised, save, to_json
+from experiments.sweep_training import measure_activations, train
+from experiments.train_sae_run import centring, make_pace
+from experiments.training_run import warn_of_missed_l0
+from sparse_jax.activations import ActivationStore
+from sparse_jax.dictionaries import to_json
 from sparse_jax.errors import InputError
-from sparse_jax.metrics import fronts
 from sparse_jax.numerics.allocator import keep_freed_memory
 from sparse_jax.numerics.precision import fast_dtype
 from sparse_jax.numerics.whole import to_host
@@ -50,21 +32,13 @@ from sparse_jax.training import (
     adam,
     check_bias_start,
     group,
-    init_ensemble,
-    make_ensemble_step,
     member_state,
     processes,
     read_lines,
-    run_ensemble,
     settings_for,
     total_rows,
-    with_member,
 )
-from sparse_jax.training.ensemble import trained, way_here
 from sparse_jax.training.state import steps_taken
-
-# What a member's line in metrics.jsonl holds when it is measured before the end.
-ALONG_FIGURES = ("l0", "fvu", "ce_increase", "dead_fraction", "tokens_evaluated")
 
 
 def run(flags: Flags) -> int:
@@ -79,20 +53,7 @@ def _run(flags: Flags, held: contextlib.ExitStack) -> int:
         flags, _ = with_store(flags)
         print_plan(flags, [(choice.site, choice.dictionary) for choice in choices(flags)])
         return 0
-    if flags.reuse_memory:
-        keep_freed_memory()
-    if flags.compute_dtype == "auto":  # config.json says what it came to: a resumed run must not choose anew
-        flags = dataclasses.replace(flags, compute_dtype=fast_dtype())
-    flags, store = with_store(flags)
-    wanted = choices(flags)
-    if flags.offload:
-        raise InputError("--offload is for train_sae: moments of a sweep stay on the devices; leave it out")
-    Resampling(flags.resample_at)  # what cannot be is told before anything is loaded or removed
-    check_bias_start(flags.dictionary, flags.decoder_bias_start)
-    earlier = run_folder.prepare(flags.out, resume=flags.resume, overwrite=flags.overwrite)
-    flags = resolve_bos(flags)
-    if earlier is not None:
-        run_folder.check_same(earlier["flags"], run_folder.jsonable(flags), flags.out)
+    flags, store, wanted = checked(flags)
     mesh = scale.mesh_of(flags)
     sites = dict(zip(flags.sites, load_data(flags, *flags.sites, store=store, mesh=mesh)))
     members = sized(flags, wanted, sites)
@@ -130,19 +91,45 @@ def _run(flags: Flags, held: contextlib.ExitStack) -> int:
 
     def report() -> None:
         final = finish(flags, by_site, chosen, saved, seen, block, statistics)
-        final |= {"tokens_per_second": speed, "seconds": time.perf_counter() - started}
-        along = usable([line for line in read_lines(flags.out / "metrics.jsonl") if "share" in line])
-        write_report(flags.out, final, along)
-        run_folder.write_json(flags.out / "metrics.json", final)
-        print_table(final)
-        fast = f", {speed:,.0f} tokens/s" if speed else ""
-        print(
-            f"\n{len(members)} dictionaries, {final['tokens_trained']:,} tokens{fast}; {final['seconds']:.0f} s in all"
-        )
-        print(f"report: {flags.out / 'report.html'}   figures: {flags.out / 'metrics.json'}")
+        tell(flags, final | {"tokens_per_second": speed, "seconds": time.perf_counter() - started})
 
     processes.first_alone(report)
     return 0
+
+
+def checked(flags: Flags) -> tuple[Flags, ActivationStore | None, list[Choice]]:
+    """The flags with what they resolve to, the store that they name and the members asked for; the folder may be used.
+
+    Raises:
+        InputError: what is asked for cannot be, told before anything is loaded or removed.
+    """
+    if flags.reuse_memory:
+        keep_freed_memory()
+    if flags.compute_dtype == "auto":  # config.json says what it came to: a resumed run must not choose anew
+        flags = dataclasses.replace(flags, compute_dtype=fast_dtype())
+    flags, store = with_store(flags)
+    wanted = choices(flags)
+    if flags.offload:
+        raise InputError("--offload is for train_sae: moments of a sweep stay on the devices; leave it out")
+    Resampling(flags.resample_at)
+    check_bias_start(flags.dictionary, flags.decoder_bias_start)
+    earlier = run_folder.prepare(flags.out, resume=flags.resume, overwrite=flags.overwrite)
+    flags = resolve_bos(flags)
+    if earlier is not None:
+        run_folder.check_same(earlier["flags"], run_folder.jsonable(flags), flags.out)
+    return flags, store, wanted
+
+
+def tell(flags: Flags, final: dict) -> None:
+    """Write the report and the figures, and print them."""
+    along = usable([line for line in read_lines(flags.out / "metrics.jsonl") if "share" in line])
+    write_report(flags.out, final, along)
+    run_folder.write_json(flags.out / "metrics.json", final)
+    print_table(final)
+    speed, count = final["tokens_per_second"], len(final["members"])
+    fast = f", {speed:,.0f} tokens/s" if speed else ""
+    print(f"\n{count} dictionaries, {final['tokens_trained']:,} tokens{fast}; {final['seconds']:.0f} s in all")
+    print(f"report: {flags.out / 'report.html'}   figures: {flags.out / 'metrics.json'}")
 
 
 def begin(flags: Flags, sites: list[Data], groups: Sequence[Group], pace: Pace) -> None:
@@ -197,255 +184,3 @@ def cost(flags: Flags, groups: Sequence[Group]) -> str:
 
 def _counted(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"
-
-
-def measure_activations(flags: Flags, by_site: dict[str, Data]) -> tuple[dict[str, Statistics], RememberedBlocks]:
-    """Statistics of each site over the first training blocks (kept in the run folder), and the blocks of all sites."""
-    data = next(iter(by_site.values()))
-    sites, width = list(by_site.values()), sum(each.width for each in by_site.values())
-    # Training starts with the blocks that the statistics are made of.
-    blocks = RememberedBlocks(site_blocks(sites, flags.seed, {}), width)
-    paths = {site: flags.out / "dictionaries" / site / "statistics.npz" for site in by_site}
-    if flags.resume and all(path.exists() for path in paths.values()):
-        statistics = {site: Statistics.load(path) for site, path in paths.items()}
-    else:
-        wanted = statistics_tokens(flags, data.train)
-        statistics = collect_site_statistics(blocks, max(1, wanted // blocks.tokens_per_block))
-        for site, path in paths.items() if processes.is_first() else ():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            statistics[site].save(path)
-    if flags.drop_outliers:
-        limits = {site: data.outlier_ratio * each.median_norm for site, each in statistics.items()}
-        blocks = RememberedBlocks(site_blocks(sites, flags.seed, limits), width)
-    return statistics, blocks
-
-
-def train(
-    flags: Flags,
-    by_site: dict[str, Data],
-    groups: Sequence[Group],
-    chosen: dict[str, Choice],
-    blocks: RememberedBlocks,
-    statistics: dict[str, Statistics],
-    pace: Pace,
-    mesh: Mesh | None,
-) -> tuple[tuple, int]:
-    """The groups' states at the end, or where the run was asked to stop; and the tokens that this call trained on."""
-    optimisation = adam(flags.learning_rates[0])  # each member's own is in its settings
-    window = min(flags.dead_window, flags.tokens // 4)
-    normalisers = {site: fit_normaliser(flags.normalise, each.mean, each.variance) for site, each in statistics.items()}
-    way = way_here(mesh=mesh)
-    states = tuple(init_ensemble(each, optimisation.transform, normalisers[each.site], way) for each in groups)
-    chunks = scale.chunks_of(flags)
-    steps = tuple(
-        make_ensemble_step(each, optimisation, flags.schedule, pace.total, window, way=way, mesh=mesh, chunks=chunks)
-        for each in groups
-    )
-    lines = scale.lines_of(flags)
-    identity = {site: data.identity() for site, data in by_site.items()}
-    with kept_checkpoints(flags, flags.out / "checkpoints", identity) as checkpoints:
-        if flags.resume and checkpoints.latest() is not None:
-            states = checkpoints.restore(scale.placed(states, mesh, members=way == "vmap"))
-            print(f"resumed at step {steps_taken(states)} of {pace.total}")
-        else:
-            states = with_started_biases(flags, groups, states, normalisers, blocks)
-            states = scale.placed(states, mesh, members=way == "vmap")
-        first = steps_taken(states)
-        lines.truncate_after(first)
-        resample = resampled(flags, groups, pace, window, lines.write, blocks.spread)
-        measure = measurer(flags, by_site, groups, chosen, statistics, pace, lines.write, mesh)
-
-        def after_step(states: tuple, block: SiteBlock, done: int) -> tuple:
-            states = resample(states, block, done)
-            measure(states, done)
-            return states
-
-        with scale.stop_request(first) as stop, training_bar(pace, first) as bar:
-            states = run_ensemble(
-                states,
-                steps,
-                groups,
-                blocks,
-                pace,
-                log=lines.write,
-                checkpoints=checkpoints,
-                after_step=after_step,
-                should_stop=stop,
-                progress=bar.update,
-            )
-    return states, (steps_taken(states) - first) * pace.batch
-
-
-def with_started_biases(
-    flags: Flags,
-    groups: Sequence[Group],
-    states: tuple,
-    normalisers: dict[str, Normaliser],
-    blocks: RememberedBlocks,
-) -> tuple:
-    """The states before the first step, every member's decoder bias where `train_sae` starts it, found once a site."""
-    if flags.decoder_bias_start == "zero":
-        return states
-    block = scale.whole_block(blocks[0], blocks.spread)
-    centres = {site: bias_start(flags, block.at(site), normaliser) for site, normaliser in normalisers.items()}
-    made = []
-    for each, own in zip(groups, states):
-        for i, member in enumerate(each.members):
-            started = with_started_bias(member.dictionary, member_state(own, i), centres[each.site])
-            own = with_member(own, i, started)
-        made.append(own)
-    return tuple(made)
-
-
-def resampled(
-    flags: Flags,
-    groups: Sequence[Group],
-    pace: Pace,
-    window: int,
-    log: Callable[[dict], None],
-    spread: Spread | None = None,
-) -> Callable[[tuple, SiteBlock, int], tuple]:
-    """The `resampler` of all members, with a line in the log for each."""
-
-    def change(states: tuple, block: SiteBlock, done: int, resample: Resample) -> tuple:
-        made = []
-        for each, own in zip(groups, states):
-            here = block.at(each.site)
-            for i, member in enumerate(each.members):
-                state, count = resample(member.dictionary, member_state(own, i), here.x, here.weight)
-                log({"step": done, "member": member.name, "resampled": count})
-                own = with_member(own, i, state)
-            made.append(own)
-        return tuple(made)
-
-    # A member's own dictionary encodes with its own k.
-    own_dictionaries = {member.dictionary for each in groups for member in each.members}
-    return resampler(flags, own_dictionaries, pace, window, change, spread)
-
-
-def measurer(
-    flags: Flags,
-    by_site: dict[str, Data],
-    groups: Sequence[Group],
-    chosen: dict[str, Choice],
-    statistics: dict[str, Statistics],
-    pace: Pace,
-    log: Callable[[dict], None],
-    mesh: Mesh | None,
-) -> Callable[[tuple, int], None]:
-    """What measures every member at the shares of the run that are asked for, but at its end: one line for each."""
-    at = measured_steps(flags)
-    by_site = scale.sites_on_one_device(by_site) if set(at) - {pace.total} else by_site
-
-    def measure(states: tuple, done: int) -> None:
-        if done in at and done != pace.total:
-            saved = {site: trained_members(groups, states, site, mesh) for site in by_site}
-            processes.first_alone(lambda: measure_here(saved, done))
-
-    def measure_here(saved: dict[str, dict[str, Normalised]], done: int) -> None:
-        for site, data in by_site.items():
-            members = saved[site]
-            measured, _ = measure_members(
-                data,
-                members,
-                statistics[site],
-                eval_tokens=flags.measure_tokens,
-                seed=flags.seed,
-                drop=flags.drop_outliers,
-            )
-            for name, figures in measured.figures.items():
-                entry = member_entry(site, chosen[name], members[name])
-                kept = {key: figures[key] for key in ALONG_FIGURES}
-                log({"step": done, "member": name, "share": at[done], **entry, **kept})
-
-    return measure
-
-
-def trained_members(
-    groups: Sequence[Group], states: Sequence, site: str, mesh: Mesh | None = None
-) -> dict[str, Normalised]:
-    """The dictionaries of a site as they are measured and saved, on one device, by their members' names."""
-    return {
-        member.name: scale.on_one_device(trained(each, own, i), mesh)
-        for each, own in zip(groups, states)
-        if each.site == site
-        for i, member in enumerate(each.members)
-    }
-
-
-def finish(
-    flags: Flags,
-    by_site: dict[str, Data],
-    chosen: dict[str, Choice],
-    trained: dict[str, dict[str, Normalised]],
-    seen: dict[str, int],
-    block: SiteBlock,
-    statistics: dict[str, Statistics],
-) -> dict:
-    """Save and measure every member; returns what goes into `metrics.json`.
-
-    Args:
-        flags, by_site, chosen, statistics: of the run.
-        trained: site -> its members by name.
-        seen: member -> tokens it was trained on.
-        block: the first one of training.
-    """
-    data = next(iter(by_site.values()))
-    members, floors, clean, masks = [], [], {}, {}
-    for site, here in by_site.items():
-        saved = trained[site]
-        for name, dictionary in saved.items():
-            card = provenance(here, statistics[site], seen[name], chosen[name].seed) | {"order_seed": flags.seed}
-            save(flags.out / "dictionaries" / name, dictionary, card)
-        measured, site_floors = measure_members(
-            here,
-            saved,
-            statistics[site],
-            block.at(site),
-            eval_tokens=flags.eval_tokens,
-            seed=flags.seed,
-            drop=flags.drop_outliers,
-        )
-        for name, dictionary in saved.items():
-            entry = {**member_entry(site, chosen[name], dictionary), "tokens_trained": seen[name]}
-            members.append({**entry, **finite(measured.figures[name]), "unmasked": finite(measured.unmasked[name])})
-        kept = ("floor", "k", *FLOOR_FIGURES)
-        floors += [{"site": site, **{key: floor[key] for key in kept}} for floor in site_floors]
-        clean[site] = {key: members[-1][key] for key in ("ce_clean", "ce_zero", "ce_mean")}
-        masks[site] = measured.mask
-    return {
-        "model": flags.model,
-        "revision": flags.revision,
-        "text": flags.text,
-        "held_out": data.evaluation.documents,
-        "dictionary": flags.dictionary.kind,
-        "knob": "target L0" if flags.target_l0s else knob(flags.dictionary),
-        "seeds": flags.seeds,
-        "tokens_trained": max(seen.values()),
-        "epochs": passes(flags.tokens, data.train),
-        "tokens_evaluated": members[0]["tokens_evaluated"],
-        "normalise": flags.normalise,
-        "mean_over_std": {site: each.mean_over_std for site, each in statistics.items()},
-        "clean": clean,
-        "masks": masks,
-        "members": members,
-        "floors": floors,
-        "fronts": fronts(usable(members)),
-    }
-
-
-def finite(figures: dict) -> dict:
-    """The figures with None for what is not finite: JSON has no such number. A member may have diverged."""
-    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
-
-
-def member_entry(site: str, choice: Choice, trained: Normalised) -> dict:
-    """What a member is, for its figures in metrics.json and metrics.jsonl."""
-    return {
-        "name": choice.name,
-        "site": site,
-        "n_features": trained.dictionary.n_features,
-        "learning_rate": choice.learning_rate,
-        "sparsity": choice.sparsity,
-        "seed": choice.seed,
-    }

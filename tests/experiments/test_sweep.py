@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import command, contexts, sweep, sweep_run, train_sae
+from experiments import command, contexts, sweep, sweep_training, train_sae
 from experiments.replacement import load_replacement, read_provenance
 from experiments.sweep import Flags
 from experiments.sweep_members import choices, knob
@@ -155,7 +155,7 @@ def finished(model, text, tmp_path_factory):
         return run_ensemble(states, steps, groups, *others, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep_run, "run_ensemble", watched)
+        patch.setattr(sweep_training, "run_ensemble", watched)
         assert sweep.main(flags(model, text, out)) == 0
     return out
 
