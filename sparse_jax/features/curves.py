@@ -13,7 +13,7 @@ from jaxtyping import Float
 from sparse_jax.errors import InputError
 from sparse_jax.features.svg import (
     _LARGEST,
-    _LIGHT,
+    COLOURS,
     _axes,
     _document,
     _frame,
@@ -23,8 +23,8 @@ from sparse_jax.features.svg import (
     _runs,
     _y_axis,
     escape,
-    short_number,
 )
+from sparse_jax.features.ticks import short_number
 
 # Around (0, 0): circle, square, diamond, triangle, triangle on its point, cross.
 _MARKS = (
@@ -149,14 +149,14 @@ def _stroke(curve: Curve) -> str:
     """The end of a class attribute, and dashes."""
     if curve.floor:
         return f'o" stroke-dasharray="{_FLOOR_DASHES[curve.hue % len(_FLOOR_DASHES)]}"'
-    dashes = _DASHES_AGAIN[curve.hue // len(_LIGHT) % len(_DASHES_AGAIN)]
-    return f's{curve.hue % len(_LIGHT)}"' + (f' stroke-dasharray="{dashes}"' if dashes else "")
+    dashes = _DASHES_AGAIN[curve.hue // len(COLOURS) % len(_DASHES_AGAIN)]
+    return f's{curve.hue % len(COLOURS)}"' + (f' stroke-dasharray="{dashes}"' if dashes else "")
 
 
 def _mark(curve: Curve, x: float, y: float, words: str = "") -> str:
-    filled = "o" if curve.floor else f"s{curve.hue % len(_LIGHT)} f{curve.hue % len(_LIGHT)}"
+    filled = "o" if curve.floor else f"s{curve.hue % len(COLOURS)} f{curve.hue % len(COLOURS)}"
     said = f"<title>{escape(words)}</title>" if words else ""
-    mark = _MARKS[(curve.hue + curve.hue // len(_LIGHT)) % len(_MARKS)]
+    mark = _MARKS[(curve.hue + curve.hue // len(COLOURS)) % len(_MARKS)]
     return f'<path class="m {filled}" d="M{x:.1f} {y:.1f}{mark}">{said}</path>'
 
 
@@ -189,7 +189,7 @@ def _bars(curve: Curve, i: int, x: float, y: float, place) -> str:
         for end in (float(place(curve.x[i], values[i])[1]) for values in curve.y_range):
             if np.isfinite(end):
                 d += f"M{x:.1f} {y:.1f}V{end:.1f}m-3 0h6"
-    colour = "o" if curve.floor else f"s{curve.hue % len(_LIGHT)}"
+    colour = "o" if curve.floor else f"s{curve.hue % len(COLOURS)}"
     return f'<path class="e {colour}" d="{d}"/>' if d else ""
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparse_jax.errors import InputError
-from sparse_jax.features.svg import escape, short_number
+from sparse_jax.features.svg import escape
+from sparse_jax.features.ticks import short_number
 
 
 @dataclass(frozen=True)

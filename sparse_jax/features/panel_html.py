@@ -10,7 +10,8 @@ from sparse_jax.features.context_ablation import needs_html
 from sparse_jax.features.page import FeatureCard, Table
 from sparse_jax.features.panels import FeaturePanel, Valued
 from sparse_jax.features.sections import Cells, Line, Section
-from sparse_jax.features.svg import escape, short_number
+from sparse_jax.features.svg import escape
+from sparse_jax.features.ticks import short_number
 
 _STYLE = """<style>.sjf{color-scheme:light dark;--sheet:#fff;--ink:#1b1f24;--muted:#59626e;--rule:#e1e4e8;
 --tint:#eaf2fb;--heat:245 158 11;--cold:86 160 226;max-width:1000px;padding:.2rem 1.1rem .9rem;border:1px solid

@@ -16,8 +16,7 @@ import numpy as np
 from sparse_jax.errors import InputError
 from sparse_jax.features.page import _VISIBLE, Context
 from sparse_jax.features.panels import Histogram, TokenHistogram
-from sparse_jax.features.svg import _LIGHT as COLOURS
-from sparse_jax.features.svg import _UNPRINTABLE
+from sparse_jax.features.svg import COLOURS, UNPRINTABLE
 
 _HEAT, _COLD, _REST = "#f59e0b", "#56a0e2", "#aab2bc"
 _NEEDED, _HELD_DOWN = "#f06a60", "#6094f0"
@@ -55,7 +54,7 @@ def shown(tokens: Sequence[str]) -> list[str]:
     glyphs = _glyphs()
 
     def drawable(token: str) -> str:
-        text = _UNPRINTABLE.sub("\ufffd", token.translate(_VISIBLE)) if token else "∅"
+        text = UNPRINTABLE.sub("\ufffd", token.translate(_VISIBLE)) if token else "∅"
         return "".join(sign if ord(sign) in glyphs else "\ufffd" for sign in text)
 
     return [drawable(token) for token in tokens]

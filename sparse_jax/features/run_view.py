@@ -13,7 +13,7 @@ from pathlib import Path
 from sparse_jax.errors import InputError
 from sparse_jax.features.page import Table
 from sparse_jax.features.panel_html import facts_html, table_html, titled_html
-from sparse_jax.features.svg import short_number
+from sparse_jax.features.ticks import short_number
 
 
 class Run:

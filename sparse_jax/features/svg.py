@@ -17,11 +17,12 @@ import numpy as np
 from jaxtyping import Float
 
 from sparse_jax.errors import InputError
+from sparse_jax.features.ticks import linear_ticks, log_ticks, multiples_of, nice_step, short_number, tick_labels
 
 # Six hues that stay apart in the common kinds of colour blindness, at least 3:1 against either background; past the
 # third line a dash pattern tells them apart as well.
-_LIGHT = ("#0072b2", "#d55e00", "#00805e", "#a8487f", "#6257d2", "#7d6200")
-_DARK = ("#5ab4ee", "#ff9a4d", "#3ec99b", "#e79ac6", "#a9a4ff", "#d9be4b")
+COLOURS = ("#0072b2", "#d55e00", "#00805e", "#a8487f", "#6257d2", "#7d6200")
+_DARK_COLOURS = ("#5ab4ee", "#ff9a4d", "#3ec99b", "#e79ac6", "#a9a4ff", "#d9be4b")
 _DASHES = ("", "", "", "7 3", "2 3", "9 3 2 3")
 _LARGEST = 1e100  # beyond this, differences and ratios of values may overflow: drawn as a gap
 _SMALLEST = 1 / _LARGEST  # below this they may underflow: drawn as zero
@@ -35,20 +36,20 @@ def _colours(ink: str, muted: str, grid: str, series: tuple[str, ...]) -> str:
 
 _STYLE = (
     "<style>"
-    f".sjc{{{_colours('#1b1f24', '#59626e', '#e4e7ea', _LIGHT)}color-scheme:light dark;"
+    f".sjc{{{_colours('#1b1f24', '#59626e', '#e4e7ea', COLOURS)}color-scheme:light dark;"
     'font:11px system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;'
     "font-variant-numeric:tabular-nums}"
-    f"@media(prefers-color-scheme:dark){{.sjc{{{_colours('#e6e8eb', '#9ea7b3', '#2f353e', _DARK)}}}}}"
+    f"@media(prefers-color-scheme:dark){{.sjc{{{_colours('#e6e8eb', '#9ea7b3', '#2f353e', _DARK_COLOURS)}}}}}"
     ".sjc text{fill:var(--muted)}.sjc .h{fill:var(--ink);font-size:13px;font-weight:600}"
     ".sjc .g{stroke:var(--grid)}.sjc .a{stroke:var(--muted);stroke-opacity:.6}"
     ".sjc .l{fill:none;stroke-width:1.7;stroke-linejoin:round;stroke-linecap:round}"
     ".sjc .e{fill:none;stroke-width:1.2}.sjc .m{stroke-width:1.4}.sjc .o{fill:none;stroke:var(--muted)}"
-    + "".join(f".sjc .s{i}{{stroke:var(--s{i})}}.sjc .f{i}{{fill:var(--s{i})}}" for i in range(len(_LIGHT)))
+    + "".join(f".sjc .s{i}{{stroke:var(--s{i})}}.sjc .f{i}{{fill:var(--s{i})}}" for i in range(len(COLOURS)))
     + "</style>"
 )
 
 # What XML forbids, lone halves of surrogate pairs, and the signs that reverse the text after them.
-_UNPRINTABLE = re.compile(
+UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
 
@@ -58,74 +59,7 @@ def escape(text: str) -> str:
 
     Signs that cannot be shown, or that would change the direction of the text after them, become U+FFFD.
     """
-    return html.escape(_UNPRINTABLE.sub("\ufffd", text))
-
-
-def short_number(value: float, digits: int = 3) -> str:
-    """A number with `digits` significant digits, written as people do: `0.0312`, `8.3`, `12,480`, `3.1e-5`, `∞`."""
-    value = float(value)
-    if not math.isfinite(value):
-        return "nan" if math.isnan(value) else "−∞" if value < 0 else "∞"
-    if 1000 <= abs(value) < 1e9:
-        return f"{value:,.0f}".replace("-", "−")
-    text = f"{value:.{digits}g}"
-    return _signed(re.sub(r"e([+-])0*(\d)", lambda m: "e" + m[1].strip("+") + m[2], text))
-
-
-def _signed(text: str) -> str:
-    return "−" + text[1:] if text.startswith("-") else text
-
-
-def tick_labels(ticks: list[float], *, log: bool = False) -> list[str]:
-    """Labels for an axis: `0`, `500k`, `1M`; `0.3`; `1e-4`. Powers of ten where all of a linear axis is small."""
-    powers = log or max((abs(tick) for tick in ticks), default=0.0) < 1e-3
-    return [_tick_label(tick, powers) for tick in ticks]
-
-
-def _tick_label(value: float, powers: bool) -> str:
-    size = abs(value)
-    if size >= 1e15 or 0 < size < (1e-3 if powers else 1e-5):
-        mantissa, exponent = f"{value:.8e}".split("e")
-        return _signed(f"{float(mantissa):.10g}e{int(exponent)}")
-    for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if size >= scale:
-            return _signed(f"{value / scale:.10g}{suffix}")
-    return _signed(f"{value:.10g}")
-
-
-def _nice_step(raw: float) -> float:
-    """The smallest of 1, 2, 5 times a power of ten that is at least `raw`."""
-    power = 10.0 ** math.floor(math.log10(raw))
-    return power * next(m for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
-
-
-def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round values, 1, 2 or 5 times a power of ten apart, from `low` to `high` (low < high)."""
-    return _multiples(_nice_step((high - low) / count), low, high)
-
-
-def _multiples(step: float, low: float, high: float) -> list[float]:
-    first, last = math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6)
-    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
-
-
-def log_ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """Powers of ten from `low` to `high` (0 < low < high), every second, third, ... of them where there are many.
-
-    Within less than two powers of ten: 1, 2 and 5 times a power, or more of its multiples where those are few; within
-    very little, the ticks of a linear axis.
-    """
-    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
-    powers = list(range(first, last + 1))
-    if len(powers) > 2 or (len(powers) == 2 and high / low > 50):
-        stride = math.ceil(len(powers) / count)
-        return [float(f"1e{p}") for p in powers if p % stride == 0]
-    for multiples in ((1, 2, 5), (1, 2, 3, 5, 7), (1, 1.5, 2, 3, 4, 5, 6, 8)):
-        fine = [float(f"{m}e{p}") for p in range(first - 1, last + 1) for m in multiples]
-        fine = [tick for tick in fine if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
-        if len(fine) > 2:
-            return fine
-    return linear_ticks(low, high, count - 2)
+    return html.escape(UNPRINTABLE.sub("\ufffd", text))
 
 
 @dataclass(frozen=True)
@@ -165,9 +99,9 @@ def _y_axis(values: np.ndarray, log: bool) -> _Axis:
     if 0 < low < 0.4 * high:
         low = 0.0
     low, high = _spread(low, high)
-    step = _nice_step((high - low) / 4)
+    step = nice_step((high - low) / 4)
     low, high = math.floor(low / step + 1e-6) * step, high + 0.04 * (high - low)
-    return _Axis(low, high, _multiples(step, low, high), False)
+    return _Axis(low, high, multiples_of(step, low, high), False)
 
 
 def _spread(low: float, high: float) -> tuple[float, float]:
@@ -226,7 +160,7 @@ def _legend(names: list[str], width: float, top: float, sample: Callable | None 
 def _line(index: int) -> str:
     """The end of a class attribute that gives series `index` its colour, and its dashes."""
     dashes = _DASHES[index % len(_DASHES)] if index < len(_DASHES) else f"{2 + index} 3"
-    return f's{index % len(_LIGHT)}"' + (f' stroke-dasharray="{dashes}"' if dashes else "")
+    return f's{index % len(COLOURS)}"' + (f' stroke-dasharray="{dashes}"' if dashes else "")
 
 
 def _axes(frame: _Frame, x: _Axis, y: _Axis, x_label: str, upright: bool = False) -> str:
@@ -336,7 +270,7 @@ def line_chart(
             points = zip(frame.x(x_axis.place(at)), frame.y(y_axis.place(values)))
             path = "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
             if len(at) == 1:
-                out.append('<circle class="f{}" cx="{}" cy="{}" r="2.5"/>'.format(i % len(_LIGHT), *path.split()))
+                out.append('<circle class="f{}" cx="{}" cy="{}" r="2.5"/>'.format(i % len(COLOURS), *path.split()))
             else:
                 out.append(f'<path class="l {_line(i)} d="M{path}"/>')
         last = f"last {short_number(runs[-1][1][-1])} at {short_number(runs[-1][0][-1])}" if runs else "no data"

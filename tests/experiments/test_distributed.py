@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import scale, sweep, train_sae
+from experiments import harvest, scale, sweep, train_sae
 from sparse_jax.dictionaries import TopK
 from sparse_jax.errors import InputError
 from sparse_jax.training import processes
 from sparse_jax.training.watchdog import EXIT_OTHER
+from tests.experiments.test_harvest import flags as harvest_flags
+from tests.experiments.test_harvest import from_store
 from tests.experiments.test_sweep import flags as sweep_flags
 from tests.experiments.test_train_sae import as_arguments, flags, params
 from tests.loopback import free_address, group
@@ -26,7 +28,7 @@ SHORT = {"tokens": 2048, "eval_tokens": 256, "statistics_tokens": 1024, "report_
          "checkpoint_every": 1000}  # fmt: skip
 
 
-def several(folder, given, n, devices=1, changes=(), timeout=PATIENT):
+def several(folder, given, n, devices=1, changes=(), timeout=PATIENT, module="train_sae", dictionary=()):
     """The run by `n` processes; `changes`: process -> other flags of its own."""
     address, commands = free_address(), []
     for i in range(n):
@@ -34,7 +36,7 @@ def several(folder, given, n, devices=1, changes=(), timeout=PATIENT):
         each = dataclasses.replace(
             given, distributed=True, coordinator=address, processes=n, process_id=i, timeout=timeout, **own
         )
-        commands.append(["experiments.train_sae", *as_arguments(each)])
+        commands.append([f"experiments.{module}", *as_arguments(each, *dictionary)])
     return group(folder, commands, devices)
 
 
@@ -46,6 +48,8 @@ def check_same_run(out, due):
     """Losses and parameters within 1e-5 of a run's, relative to the largest of each."""
     ours, theirs = lines(out), lines(due)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    assert [line.get("resampled") for line in ours] == [line.get("resampled") for line in theirs]
+    ours, theirs = ([line for line in each if "loss" in line] for each in (ours, theirs))
     for name in ("loss", "reconstruction", "fvu", "l0", "tokens"):
         np.testing.assert_allclose([line[name] for line in ours], [line[name] for line in theirs], rtol=1e-5)
     ours, theirs = params(out), params(due)
@@ -164,23 +168,72 @@ def test_a_text_with_fewer_rows_than_processes(monkeypatch):
         scale.check_same_data(train_sae.Flags(dictionary=TopK()), Data())
 
 
-@pytest.mark.slow
-def test_a_sweep_over_members_and_rows(model, text, tmp_path, capsys):
-    """Members stacked along "ensemble", measured on the way, with features started again."""
-    more = {"dead_window": 200, "resample_at": (0.5,), "measure_at": (0.5, 1.0), "seeds": (0, 1), "tokens": 2048}
-    outs = []
-    for mesh in (None, "data=4,ensemble=2"):
-        outs.append(tmp_path / str(mesh))
-        assert sweep.main(sweep_flags(model, text, outs[-1], mesh=mesh, **more)) == 0
-    ours, theirs = ([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] for out in outs)
+# What a sweep does besides steps: features started again, members measured on the way, a start of the bias from rows.
+SWEEP = {"dead_window": 200, "resample_at": (0.5,), "measure_at": (0.5, 1.0), "seeds": (0, 1), "tokens": 2048,
+         "decoder_bias_start": "mean"}  # fmt: skip
+
+
+def check_same_sweep(out, due):
+    """Every line of the log and every parameter of every member."""
+    ours, theirs = lines(out), lines(due)
     assert [(line["step"], line.get("member")) for line in ours] == [
         (line["step"], line.get("member")) for line in theirs
     ]
+    assert any(line.get("resampled") for line in theirs)
     for one, other in zip(ours, theirs):
         for name in ("loss", "fvu", "resampled", "ce_increase"):
             if name in other:
                 assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5), (name, other)
-    for path in outs[0].rglob("params.safetensors"):
-        saved = load_file(outs[1] / path.relative_to(outs[0]))
+    saved = list(due.rglob("params.safetensors"))
+    assert len(saved) == 8
+    for path in saved:
+        found = load_file(out / path.relative_to(due))
         for name, value in load_file(path).items():
-            np.testing.assert_allclose(saved[name], value, rtol=0, atol=1e-4 * np.abs(value).max())
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-4 * np.abs(value).max())
+
+
+@pytest.mark.slow
+def test_a_sweep_over_members_and_rows(model, text, tmp_path, capsys):
+    """Members stacked along "ensemble", measured on the way, with features started again."""
+    for mesh in (None, "data=4,ensemble=2"):
+        assert sweep.main(sweep_flags(model, text, tmp_path / str(mesh), mesh=mesh, **SWEEP)) == 0
+    check_same_sweep(tmp_path / "data=4,ensemble=2", tmp_path / "None")
+
+
+@pytest.mark.matrix
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data=2,ensemble=2", "data=4"])
+def test_a_sweep_by_two_processes(mesh, model, text, tmp_path, capsys):
+    assert sweep.main(sweep_flags(model, text, tmp_path / "alone", **SWEEP)) == 0
+    given = sweep_flags(model, text, tmp_path / "run", mesh=mesh, **SWEEP)
+    with several(tmp_path / "said", given, 2, 2, module="sweep", dictionary=("topk", "--expansion", "2")) as run:
+        assert run.codes() == [0, 0], [run.said(i) for i in range(2)]
+    check_same_sweep(tmp_path / "run", tmp_path / "alone")
+
+
+@pytest.mark.matrix
+@pytest.mark.slow
+def test_two_processes_read_a_store_start_features_again_and_go_on_as_four(model, text, tmp_path, capsys):
+    """The saved state of two processes goes on in four, of which each reads its own part of the store."""
+    assert harvest.main(harvest_flags(model, text, tmp_path / "store", sites=("resid_post.0",))) == 0
+    # 64 steps of 16 blocks; features start again before the stop and after it.
+    more = {**SHORT, "tokens": 8192, "dead_window": 400, "resample_at": (0.25, 0.75),
+            "decoder_bias_start": "geometric-median", "checkpoint_every": 10}  # fmt: skip
+    more["dictionary"] = TopK(n_features=64, k=2)
+    given = from_store(flags(model, text, tmp_path / "alone", **more), tmp_path / "store")
+    dictionary = ("topk", "--n-features", "64", "--k", "2")
+    assert train_sae.main(given) == 0
+    out = tmp_path / "run"
+    given = dataclasses.replace(given, out=out)
+    with several(tmp_path / "said", given, 2, 2, dictionary=dictionary) as run:
+        while len(lines(out) if (out / "metrics.jsonl").exists() else ()) < 20:
+            assert all(process.poll() is None for process in run.processes), [run.said(i) for i in range(2)]
+            time.sleep(0.02)
+        run.processes[0].send_signal(signal.SIGTERM)
+        assert run.codes() == [0, 0], [run.said(i) for i in range(2)]
+        assert "saved at step" in run.said(0)
+    with several(tmp_path / "said_again", dataclasses.replace(given, resume=True), 4, dictionary=dictionary) as run:
+        assert run.codes() == [0] * 4, [run.said(i) for i in range(4)]
+        assert "resumed at step" in run.said(0)
+    check_same_run(out, tmp_path / "alone")
+    assert any(line.get("resampled") for line in lines(out))

@@ -41,8 +41,8 @@ def flags(model_folder, text_file, out, **changes) -> Flags:
     return Flags(**{"dictionary": L1(expansion=2, l1=0.5), **fields, **changes})
 
 
-def as_arguments(given: Flags) -> list[str]:
-    """The same flags for a command line."""
+def as_arguments(given, *dictionary: str) -> list[str]:
+    """The same flags for a command line, before those of the dictionary: by default of the one above."""
     plain = {
         name: getattr(given, name) for name in given.__dataclass_fields__ if name not in ("dictionary", "schedule")
     }
@@ -53,7 +53,7 @@ def as_arguments(given: Flags) -> list[str]:
             arguments.append(f"--{option}" if value else f"--no-{option}")
         elif value is not None and value != ():
             arguments += [f"--{option}", *map(str, value if isinstance(value, tuple) else (value,))]
-    return [*arguments, "l1", "--expansion", "2", "--l1", "0.5"]
+    return [*arguments, *(dictionary or ("l1", "--expansion", "2", "--l1", "0.5"))]
 
 
 def start(arguments: list[str]) -> subprocess.Popen:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_jax.errors import InputError
-from sparse_jax.features.svg import escape, histogram, line_chart, linear_ticks, log_ticks, short_number, tick_labels
+from sparse_jax.features.svg import escape, histogram, line_chart
+from sparse_jax.features.ticks import linear_ticks, log_ticks, short_number, tick_labels
 
 SVG = "{http://www.w3.org/2000/svg}"
 NAN, INF = float("nan"), float("inf")
