@@ -28,6 +28,8 @@ from sparse_jax.connectors.fit_run import FitOptions, FitRun, Member
 from sparse_jax.connectors.paired_codes import Pair
 from sparse_jax.connectors.scaling import Scales
 from sparse_jax.errors import InputError
+from sparse_jax.numerics.whole import to_host, to_local
+from sparse_jax.training import processes
 
 __all__ = ["FitOptions", "Fitted", "Member", "fit"]
 
@@ -77,7 +79,8 @@ def fit(
         log: gets a row for each member now and then.
         progress: show a bar.
         should_stop: asked before each step.
-        mesh: devices that share the work, all of this process's (`training.mesh.make_mesh`); see fit_mesh.py.
+        mesh: devices that share the work (`training.mesh.make_mesh`); see fit_mesh.py. Where they are of several
+            processes each calls this with the same arguments, has all of the pair, and gets the same back.
 
     Raises:
         InputError: no members, too few tokens for a step, coefficients that the connector has not, a checkpoint of
@@ -97,7 +100,9 @@ def fit(
 
     def save(done):
         if checkpoint is not None:
-            write_checkpoint(Path(checkpoint), states, done, identity)
+            whole = to_host(states)
+            if processes.is_first():
+                write_checkpoint(Path(checkpoint), whole, done, identity)
 
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(
@@ -120,6 +125,7 @@ def fit(
                 save(done)
     if done > begun:
         save(done)
+    states = states if mesh is None else to_local(states)
     ends = (jnp.array(scales.input_norm), jnp.array(scales.target_scale))
     trained = [Trained(each, each.in_own_units(state.params, *ends)) for each, state in zip(own, states)]
     return Fitted(tuple(trained), scales, history, done)

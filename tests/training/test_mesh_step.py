@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sparse_jax.activations import Normaliser
-from sparse_jax.dictionaries import L1, BatchTopK, Fista, Gated, JumpReLU, MatchingPursuit, Matryoshka, MultiTopK, TopK
+from sparse_jax.dictionaries import L1, BatchTopK, Matryoshka, MultiTopK, TopK
 from sparse_jax.errors import InputError
 from sparse_jax.training import (
     Member,
@@ -25,24 +25,21 @@ from sparse_jax.training import (
     settings_for,
 )
 from sparse_jax.training.mesh import MeshShape, make_mesh, place
+from tests.training.fifty_steps import (
+    DEAD_WINDOW,
+    KINDS,
+    ROWS,
+    STEPS,
+    WEIGHT,
+    D,
+    N,
+    batch,
+    mesh_of,
+    normaliser,
+    start,
+    trained,
+)
 
-D, N, ROWS, STEPS = 16, 64, 64, 50
-WEIGHT = np.ones(ROWS, np.float32)
-WEIGHT[5:9] = 0
-# A dead window that is short enough for AuxK to begin, and fewer dead features than that for its selection to matter.
-DEAD_WINDOW = 100
-KINDS = {
-    "l1": L1(n_features=N, l1=0.5),
-    "topk": TopK(n_features=N, k=4, aux_k=1),
-    "batch-topk": BatchTopK(n_features=N, k=4, aux_k=1),
-    "jump-relu": JumpReLU(n_features=N),
-    "fista": Fista(n_features=N, solver="fista", training_tolerance=1e-6),
-    "matryoshka": Matryoshka(n_features=N, k=4, aux_k=1),
-    "multi-topk": MultiTopK(n_features=N, k=4, aux_k=1),
-    "gated": Gated(n_features=N),
-    "matching-pursuit": MatchingPursuit(n_features=N, k=4),
-    "working-sets": Fista(n_features=N, training_tolerance=1e-6),
-}
 SHAPES = ["data=8", "data=4,features=2", "data=2,features=4", "features=8"]
 ENSEMBLES = ["data=2,features=2,ensemble=2", "ensemble=8"]
 FEW = [
@@ -52,42 +49,6 @@ FEW = [
     ("jump-relu", SHAPES[0]),
     ("fista", SHAPES[2]),
 ]
-
-
-def mesh_of(text):
-    return make_mesh(MeshShape.parse(text))
-
-
-def normaliser():
-    return Normaliser(jnp.full(D, 3.0), jnp.array(2.0))
-
-
-@functools.cache
-def planted():
-    return np.random.default_rng(1).normal(size=(40, D))
-
-
-def batch(i):
-    """Sums of few of 40 directions."""
-    rng = np.random.default_rng(i)
-    codes = np.where(rng.random((ROWS, 40)) < 0.1, np.abs(rng.normal(size=(ROWS, 40))), 0)
-    return (3 + 2 * codes @ planted()).astype(np.float32)
-
-
-def start(dictionary):
-    return init_state(dictionary, adam(1e-3).transform, normaliser(), 0, settings_for(dictionary, adam(1e-3)))
-
-
-def trained(kind, shape=None, steps=STEPS):
-    """(state, losses, step) after `steps` steps, on a mesh or on one device."""
-    dictionary, mesh = KINDS[kind].sized(D), shape and mesh_of(shape)
-    step = make_step(dictionary, adam(1e-3), Schedule(), STEPS, DEAD_WINDOW, mesh=mesh)
-    state, losses = start(dictionary), []
-    state = place(mesh, state) if mesh else state
-    for i in range(steps):
-        state, metrics = step(state, batch(i), WEIGHT)
-        losses.append(metrics)
-    return jax.device_get(state), jax.device_get(losses), step
 
 
 alone = functools.cache(trained)

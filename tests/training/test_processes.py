@@ -1,10 +1,12 @@
 """Several processes on loopback: they agree, stop together, and none waits for one that failed or died."""
 
+import functools
 import re
 import signal
 import socket
 import time
 
+import numpy as np
 import pytest
 
 from sparse_jax.errors import InputError
@@ -12,7 +14,9 @@ from sparse_jax.training import processes
 from sparse_jax.training.processes import Processes
 from sparse_jax.training.watchdog import EXIT_OTHER
 from tests.loopback import free_address, group
+from tests.training.steps_worker import results
 
+FIFTY = ("l1", "topk", "batch-topk", "jump-relu", "fista")
 # Seconds in which the others must end: a third of it is what a busy machine may keep a process from running.
 TIMEOUT = 20
 
@@ -136,3 +140,32 @@ def test_one_process_is_the_first_and_waits_for_nobody():
     processes.agree({"batch": 1}, 1)
     processes.wait_for_all("nobody")
     assert processes.first_alone(lambda: 7) == 7
+
+
+@functools.cache
+def by_one_device():
+    return results(None, FIFTY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("n", "devices", "mesh"),
+    [
+        pytest.param(2, 2, "data=2,features=2", marks=pytest.mark.matrix),
+        pytest.param(2, 4, "data=4,features=2", marks=pytest.mark.matrix),
+        pytest.param(4, 1, "features=4", marks=pytest.mark.matrix),
+        (4, 1, "data=2,features=2"),
+    ],
+)
+def test_fifty_steps_by_processes_are_those_of_one_device(n, devices, mesh, tmp_path):
+    address, out = free_address(), tmp_path / "made.npz"
+    commands = [["tests.training.steps_worker", address, str(n), str(i), mesh, str(out), *FIFTY] for i in range(n)]
+    with group(tmp_path / "said", commands, devices) as run:
+        assert run.codes() == [0] * n, [run.said(i) for i in range(n)]
+    ours, theirs = np.load(out), by_one_device()
+    assert set(ours) == set(theirs)
+    np.testing.assert_array_equal(ours["codes"] != 0, theirs["codes"] != 0)
+    np.testing.assert_allclose(ours["codes"], theirs["codes"], rtol=1e-6, atol=1e-6)
+    for name, value in theirs.items():
+        error = np.linalg.norm(ours[name] - value)
+        assert error <= 1e-5 * np.linalg.norm(value), (name, error)
