@@ -8,7 +8,7 @@ import pytest
 from sparse_jax.coding.matching_pursuit import matching_pursuit
 from sparse_jax.errors import InputError
 from sparse_jax.numerics.sparse_codes import SparseCodes, dense
-from tests.coding.pursuits import ROWS, D, N, active, decoded, left_of, problem
+from tests.coding.pursuits import ROWS, D, N, active, check_orthonormal_atoms, decoded, left_of, problem
 
 pursue = jax.jit(matching_pursuit, static_argnames=("k", "signed"))
 
@@ -57,14 +57,7 @@ def test_equals_a_plain_loop_and_merges(x64, k, signed):
 
 def test_orthonormal_atoms(x64):
     """The k largest products; no more than there are."""
-    x, _ = problem(1)
-    Q = np.linalg.qr(np.random.default_rng(0).normal(size=(D, D)))[0]
-    products = np.asarray(x) @ Q.T
-    for signed, size in ((True, np.abs(products)), (False, np.maximum(products, 0))):
-        least = np.sort(size, axis=1)[:, -4][:, None]
-        expected = np.where((size >= least) & (size > 0), products, 0)
-        codes = dense(pursue(x, jnp.array(Q), 4, signed=signed), D)
-        np.testing.assert_allclose(codes, expected, atol=1e-12)
+    check_orthonormal_atoms(pursue)
 
 
 @pytest.mark.parametrize("signed", [True, False])

@@ -9,7 +9,7 @@ from sparse_jax.coding.least_squares_on_support import least_squares_on_support
 from sparse_jax.coding.orthogonal_matching_pursuit import orthogonal_matching_pursuit
 from sparse_jax.errors import InputError
 from sparse_jax.numerics.sparse_codes import dense
-from tests.coding.pursuits import ROWS, D, N, active, decoded, left_of, problem
+from tests.coding.pursuits import ROWS, D, N, active, check_orthonormal_atoms, decoded, left_of, problem
 
 pursue = jax.jit(orthogonal_matching_pursuit, static_argnames=("k", "signed"))
 least_squares = jax.jit(least_squares_on_support, static_argnames="non_negative")
@@ -49,14 +49,7 @@ def test_equals_a_plain_loop(x64, k):
 
 def test_orthonormal_atoms(x64):
     """The k largest products."""
-    x, _ = problem(1)
-    Q = np.linalg.qr(np.random.default_rng(0).normal(size=(D, D)))[0]
-    products = np.asarray(x) @ Q.T
-    for signed, size in ((True, np.abs(products)), (False, np.maximum(products, 0))):
-        least = np.sort(size, axis=1)[:, -4][:, None]
-        expected = np.where((size >= least) & (size > 0), products, 0)
-        codes = dense(pursue(x, jnp.array(Q), 4, signed=signed), D)
-        np.testing.assert_allclose(codes, expected, atol=1e-12)
+    check_orthonormal_atoms(pursue)
 
 
 def test_what_is_left_is_orthogonal_to_the_chosen(x64):

@@ -10,8 +10,8 @@ import pytest
 from sparse_jax.connectors.noise_threshold import _crossing, _next_scales, noise_threshold
 from sparse_jax.errors import InputError
 from sparse_jax.lm import Edit, Site, forward, put
-from sparse_jax.lm.rows import Rows
 from tests.features.tiny_models import CONTEXT, VOCAB, WIDTH, coder, tiny
+from tests.texts import joined_rows
 
 SEED = 5
 N = 10
@@ -22,18 +22,7 @@ def text():
     """12 rows, documents of 20 tokens behind a separator, 0."""
     stream = np.random.default_rng(0).integers(1, VOCAB, 12 * CONTEXT + 1)
     starts = np.arange(0, 12 * CONTEXT, 20)
-    stream[starts] = 0
-    return Rows(
-        stream=stream.astype(np.uint16),
-        document_starts=starts,
-        documents=tuple(f"document {i}" for i in range(len(starts))),
-        context=CONTEXT,
-        skip_positions=1,
-        masked_ids=(0,),
-        bos_id=None,
-        fill_id=0,
-        n_dropped=0,
-    )
+    return joined_rows(stream, starts, CONTEXT)
 
 
 def rise_by_hand(lm, trained, site, text, numbers, variance, s):

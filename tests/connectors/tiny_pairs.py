@@ -7,6 +7,7 @@ from sparse_jax.features.causes import Located
 from sparse_jax.lm import forward, site_width
 from sparse_jax.lm.rows import Rows
 from tests.features.tiny_models import CONTEXT, VOCAB, coder
+from tests.texts import joined_rows
 
 
 def rows_of(n_rows: int = 9, seed: int = 0) -> Rows:
@@ -16,18 +17,7 @@ def rows_of(n_rows: int = 9, seed: int = 0) -> Rows:
     starts = np.cumsum(generator.integers(7, 20, n))
     starts = np.concatenate([[0], starts[starts < n]])
     stream = generator.integers(1, VOCAB, n + 1)
-    stream[starts] = 0
-    return Rows(
-        stream=stream.astype(np.uint16),
-        document_starts=starts,
-        documents=tuple(f"document {i}" for i in range(len(starts))),
-        context=CONTEXT,
-        skip_positions=1,
-        masked_ids=(0,),
-        bos_id=None,
-        fill_id=0,
-        n_dropped=0,
-    )
+    return joined_rows(stream, starts, CONTEXT)
 
 
 def located(lm, site: str, n: int, seed: int, dtype: str = "float32") -> Located:

@@ -15,7 +15,7 @@ from sparse_jax.features import (
 )
 from sparse_jax.lm import Site, forward, random_model
 from sparse_jax.lm.families.gpt_neox import GPTNeoXConfig
-from sparse_jax.lm.rows import Rows
+from tests.texts import joined_rows
 
 CONTEXT, VOCAB = 30, 20
 
@@ -25,18 +25,7 @@ def text():
     """40 rows of random tokens; documents of 100 tokens behind a separator, 0."""
     stream = np.random.default_rng(0).integers(1, VOCAB, 40 * CONTEXT + 1)
     starts = np.arange(0, 40 * CONTEXT, 100)
-    stream[starts] = 0
-    return Rows(
-        stream=stream.astype(np.uint16),
-        document_starts=starts,
-        documents=tuple(f"document {i}" for i in range(len(starts))),
-        context=CONTEXT,
-        skip_positions=1,
-        masked_ids=(0,),
-        bos_id=None,
-        fill_id=0,
-        n_dropped=0,
-    )
+    return joined_rows(stream, starts, CONTEXT)
 
 
 @pytest.fixture(scope="module")
