@@ -22,14 +22,14 @@ demo: $(VENV)/.ready
 	$(BIN)/python -m experiments.train_sae --out runs/demo --overwrite topk
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 -m "not long and not torch and not matrix" --durations 10
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long and not torch and not matrix" --durations 10
 
 # The live comparison with PyTorch implementations, and what takes minutes of both cores.
 test-long: $(VENV)/.bench-ready
-	$(BIN)/python -m pytest -n 2 -m "long or torch" --durations 10
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "long or torch" --durations 10
 
 test-fast: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 -m "not slow and not long and not torch and not matrix and not browser"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not long and not torch and not matrix and not browser"
 
 # Every kind of dictionary on every mesh of eight fake devices, and runs that are killed at random instants.
 test-matrix: $(VENV)/.ready
