@@ -8,12 +8,12 @@ from pathlib import Path
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Fake devices are threads that wait for each other in collectives. XLA ends the process where one is waited for longer
 # than 40 s, which is what a busy machine with fewer cores than devices takes now and then.
-for flag in (
-    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
-    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
-):
-    if flag not in os.environ.get("XLA_FLAGS", ""):  # workers of pytest-xdist have them already; keys of programs tell
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+# (Once: workers of pytest-xdist have it already, and programs are kept by these flags too.)
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "").split(" --xla_cpu_collective_call_")[0]
+    + " --xla_cpu_collective_call_warn_stuck_timeout_seconds=120"
+    + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "sparse_jax" / "jax"))
 # Small programs too: the same ones are compiled in every worker and in every experiment run as a process of its own.
