@@ -59,6 +59,11 @@ class Flags(ConnectingFlags):
     """Held-out tokens on which the site is replaced, at most; 0: it is not."""
     splice_points: int = 3
     """Points of the path with which it is replaced too, from the sparsest to the densest: what sparsity costs."""
+    jacobian_support: bool = False
+    """Replace it also by connectors with as many inputs of each target as at those points, those of the largest mean
+    Jacobian: which choice needs fewer for the same rise? MLPs only."""
+    jacobian_tokens: int = 40_960
+    """Fitting tokens, at most, that this mean is of."""
     non_negative: bool = False
     """Where the site is replaced, codes predicted below 0 become 0, as no encoder would give them."""
     checks: int = 1000

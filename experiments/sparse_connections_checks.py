@@ -11,7 +11,8 @@ from sparse_jax.connectors.causal import causal_check, checked_columns
 from sparse_jax.connectors.causal_figures import causal_figures
 from sparse_jax.connectors.connection_sample import maximum_codes, sample_connections
 from sparse_jax.connectors.connector import Trained
-from sparse_jax.connectors.mean_jacobian import mean_jacobians
+from sparse_jax.connectors.mean_jacobian import MeanJacobians, mean_jacobians
+from sparse_jax.connectors.paired_codes import Pair
 from sparse_jax.connectors.spliced import connected, rebuilt, spliced_figures, spliced_losses
 from sparse_jax.connectors.virtual_weights import attention_weights, likeness, mlp_weights, stream_weights
 from sparse_jax.errors import InputError
@@ -84,6 +85,30 @@ def check_encoders(opened: Opened) -> None:
                 raise InputError(f"{error}; give --checks 0 --no-weights") from error
 
 
+def has_jacobians(part: Between | None) -> bool:
+    """Whether mean Jacobians in closed form are those of this part: of an MLP."""
+    return part is not None and part.part == "mlp" and part.source.name != "mlp_hidden" and part.target.name != "mlp_in"
+
+
+def check_jacobians(opened: Opened) -> None:
+    """Raises InputError where no MLP alone stands between the ends of a connection."""
+    for ends in opened.ends:
+        if not has_jacobians(between_ends(opened, ends)):
+            raise InputError(
+                f"--jacobian-support and {ends.name}: mean Jacobians are those of an MLP; go from resid_pre, resid_mid "
+                "or mlp_in to mlp_out of one layer, or leave it out"
+            )
+
+
+def mean_jacobian_of(opened: Opened, ends: Ends, pair: Pair, tokens: int) -> MeanJacobians:
+    """Of an MLP over some tokens of the training text: of rows evenly from all."""
+    rows = np.unique(pair.tokens.row)
+    kept = np.isin(pair.tokens.row, spread_rows(rows, max(1, tokens // opened.data.train.context)))
+    pair = pair.at(np.flatnonzero(kept))
+    located = opened.located(ends.inputs[0]), opened.located(ends.target)
+    return mean_jacobians(opened.data.lm, opened.data.train, *located, pair.tokens, pair.inputs)
+
+
 def weights_figures(opened: Opened, ends: Ends, sides: Sides, sparse: Trained) -> dict | None:
     """Likeness of the learned weights with others by name; None where there are none to compare with."""
     part, learned = between_ends(opened, ends), np.asarray(sparse.weights())
@@ -96,7 +121,7 @@ def others(opened: Opened, ends: Ends, sides: Sides, part: Between):
     """(name, weights `[n_in, n_out]`) of each kind that this part has."""
     lm, target = opened.data.lm, opened.located(ends.target)
     inputs = [opened.located(site) for site in ends.inputs]
-    if part.part == "mlp" and part.source.name != "mlp_hidden" and part.target.name != "mlp_in":
+    if has_jacobians(part):
         yield "virtual weights, MLP at zero", mlp_weights(lm, inputs[0], target)
         yield (
             "virtual weights, MLP at the mean",

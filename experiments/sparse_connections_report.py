@@ -136,8 +136,13 @@ def check_tables(layer: dict) -> list[Table]:
 
 
 def path_rows(spliced: dict) -> list[tuple[str, dict]]:
-    """(name, figures) of the points of the path that were spliced."""
-    return [(f"{each['nonzeros']['median']:g} a target", each["figures"]) for each in spliced.get("path", ())]
+    """(name, figures) of the points of the path that were spliced, and of as many inputs by the mean Jacobian."""
+    kinds = (("path", ""), ("jacobian", " by Jacobian"))
+    return [
+        (f"{each['nonzeros']['median']:g} a target{words}", each["figures"])
+        for kind, words in kinds
+        for each in spliced.get(kind, ())
+    ]
 
 
 def best_table(layer: dict, rows: list[dict], count: int = 8) -> Table:

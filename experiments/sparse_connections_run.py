@@ -12,7 +12,14 @@ from experiments.connecting_fits import MLPS, Dense, check_ridges, dense_fit, gr
 from experiments.connecting_layers import Stages, layer_folder, plain, rows_of, run_layers
 from experiments.data import check_positive
 from experiments.sparse_connections import Flags
-from experiments.sparse_connections_checks import causal_figures_of, check_encoders, spliced_figures_of, weights_figures
+from experiments.sparse_connections_checks import (
+    causal_figures_of,
+    check_encoders,
+    check_jacobians,
+    mean_jacobian_of,
+    spliced_figures_of,
+    weights_figures,
+)
 from experiments.sparse_connections_pages import write_pages_of
 from experiments.sparse_connections_report import print_summary, write_report
 from sparse_jax.connectors.block_errors import BlockErrors, block_errors, moment_errors
@@ -26,6 +33,7 @@ from sparse_jax.connectors.linear_path import LinearMaps, LinearPath, default_al
 from sparse_jax.connectors.linear_refit import refit_linear
 from sparse_jax.connectors.moments import moments
 from sparse_jax.connectors.standardised import Standardised, standardised
+from sparse_jax.connectors.strongest_inputs import strongest_inputs
 from sparse_jax.errors import InputError
 from sparse_jax.training import JsonLines
 
@@ -35,6 +43,8 @@ LABELS = (OR, AND, AND_NOT, WEIGHTED_SUM, NO_INPUTS)
 SAMPLE_POINTS = 14
 # What a point of the path is called among what is spliced.
 PATH = "path "
+# And connectors with as many inputs, which the mean Jacobian chose.
+JACOBIAN = "jacobian "
 # Terms of a formula in targets.json.
 _TERMS = 10
 
@@ -72,8 +82,16 @@ def run(flags: Flags) -> int:
     check_flags(flags)
     return run_layers(
         flags, EXPERIMENT, measure_layer, write_report, print_summary,
-        suits=check_encoders if flags.checks or flags.weights else lambda opened: None,
+        suits=lambda opened: check_opened(flags, opened),
     )  # fmt: skip
+
+
+def check_opened(flags: Flags, opened: Opened) -> None:
+    """Raises InputError where what is asked for cannot be had of these dictionaries."""
+    if flags.checks or flags.weights:
+        check_encoders(opened)
+    if flags.jacobian_support:
+        check_jacobians(opened)
 
 
 def check_flags(flags: Flags) -> None:
@@ -85,7 +103,7 @@ def check_flags(flags: Flags) -> None:
         raise InputError(f"--smallest {flags.smallest}: give a share between 0 and 1")
     if not 0 < flags.sample_smallest < 1:
         raise InputError(f"--sample-smallest {flags.sample_smallest}: give a share between 0 and 1")
-    for name in ("sample", "mlp_tokens", "splice_tokens", "splice_points", "checks", "pages"):
+    for name in ("sample", "mlp_tokens", "splice_tokens", "splice_points", "jacobian_tokens", "checks", "pages"):
         if getattr(flags, name) < 0:
             raise InputError(f"--{name.replace('_', '-')} {getattr(flags, name)}: give 0 or more")
     if flags.alpha is not None and not flags.alpha > 0:
@@ -116,9 +134,7 @@ def measure_layer(flags: Flags, opened: Opened, ends: Ends, codes: Codes) -> dic
     figures |= {"labels": counts}
     if flags.splice_tokens:
         with stage("spliced"):
-            several = fits.connectors | path_connectors(fits, flags.splice_points)
-            figures["spliced"] = spliced_figures_of(flags, opened, ends, several, codes.numbers)
-            figures["spliced"]["path"] = path_costs(fits, figures["spliced"]["rows"], beside.alive())
+            figures["spliced"] = spliced(flags, opened, ends, sides, fits, beside.alive(), codes.numbers)
     if flags.checks:
         with stage("causal check"):
             figures["causal"] = causal_figures_of(flags, opened, ends, sides, fits.sparse, fits.problem)
@@ -178,27 +194,54 @@ def choose(flags: Flags, sides: Sides, path: LinearPath, refits: LinearMaps) -> 
     return elbow, elbow
 
 
-def path_connectors(fits: Fits, count: int) -> dict[str, Trained]:
-    """name -> connectors of some points of the path, evenly from the sparsest with a connection to the densest."""
-    total = fits.refits.nonzeros.sum(axis=1)
-    points = np.flatnonzero(total)
+def spliced(
+    flags: Flags, opened: Opened, ends: Ends, sides: Sides, fits: Fits, alive: np.ndarray, numbers: np.ndarray
+) -> dict:
+    """Figures with the site replaced: by connectors, by some of the path, by those that the mean Jacobian chose."""
+    points = path_points(fits, flags.splice_points)
+    kinds = {PATH: LinearMaps(tuple(fits.refits.weights[i] for i in points), fits.refits.bias[points])}
+    if flags.jacobian_support:
+        kinds[JACOBIAN] = jacobian_maps(flags, opened, ends, sides, fits, points)
+    several = fits.connectors
+    for kind, maps in kinds.items():
+        several |= {f"{kind}{point}": maps.trained(i, fits.problem) for i, point in enumerate(points)}
+    figures = spliced_figures_of(flags, opened, ends, several, numbers)
+    for kind, maps in kinds.items():
+        costs = path_costs(fits.path, points, maps.nonzeros[:, alive], figures["rows"], kind)
+        r2 = block_errors(sides.held_out, maps).r2()[:, alive].mean(axis=1)
+        figures[kind.strip()] = [cost | {"r2": float(each)} for cost, each in zip(costs, r2)]
+    return figures
+
+
+def path_points(fits: Fits, count: int) -> list[int]:
+    """Some points of the path, evenly from the sparsest with a connection to the densest."""
+    points = np.flatnonzero(fits.refits.nonzeros.sum(axis=1))
     if not count or not len(points):
-        return {}
-    chosen = points[np.unique(np.linspace(0, len(points) - 1, min(count, len(points))).round().astype(int))]
-    return {f"{PATH}{point}": fits.refits.trained(int(point), fits.problem) for point in chosen}
+        return []
+    chosen = np.unique(np.linspace(0, len(points) - 1, min(count, len(points))).round().astype(int))
+    return [int(point) for point in points[chosen]]
 
 
-def path_costs(fits: Fits, rows: dict, alive: np.ndarray) -> list[dict]:
-    """What some points of the path cost when spliced, the sparsest first; taken out of the spliced rows."""
-    names = sorted((name for name in rows if name.startswith(PATH)), key=lambda name: int(name.removeprefix(PATH)))
-    made = []
-    for name in names:
-        point = int(name.removeprefix(PATH))
-        nonzeros = fits.refits.nonzeros[point, alive]
-        made.append(
-            {"point": point, "alpha": fits.path.alphas[point], "nonzeros": spread(nonzeros), "figures": rows.pop(name)}
-        )
-    return made
+def jacobian_maps(flags: Flags, opened: Opened, ends: Ends, sides: Sides, fits: Fits, points: list[int]) -> LinearMaps:
+    """As many inputs of each target as the path has at each point, chosen by the mean Jacobian on fitting tokens."""
+    made = mean_jacobian_of(opened, ends, sides.fit, flags.jacobian_tokens)
+    return refit_linear(strongest_inputs(made.firing, fits.problem.norms, fits.refits.nonzeros[points]), fits.problem)
+
+
+def path_costs(path: LinearPath, points: list[int], nonzeros: np.ndarray, rows: dict, kind: str) -> list[dict]:
+    """What connectors cost when spliced that belong to some points of the path; taken out of the rows.
+
+    Args:
+        path: whose points those are.
+        points: which, the sparsest first.
+        nonzeros: `[points, alive targets]` connections.
+        rows: spliced figures by name.
+        kind: the beginning of their names.
+    """
+    return [
+        {"point": point, "alpha": path.alphas[point], "nonzeros": spread(each), "figures": rows.pop(f"{kind}{point}")}
+        for point, each in zip(points, nonzeros)
+    ]
 
 
 def front_figures(fits: Fits, lasso: BlockErrors, refits: BlockErrors, beside: BlockErrors) -> tuple[dict, dict]:

@@ -35,7 +35,14 @@ def given(dictionaries, out, **changes) -> Flags:
 
 @pytest.fixture(scope="module")
 def finished(dictionaries, tmp_path_factory):
-    flags = given(dictionaries, tmp_path_factory.mktemp("runs") / "connections", all_layers=True, layers=())
+    flags = given(
+        dictionaries,
+        tmp_path_factory.mktemp("runs") / "connections",
+        all_layers=True,
+        layers=(),
+        jacobian_support=True,
+        jacobian_tokens=512,
+    )
     assert sparse_connections.main(flags) == 0
     return flags
 
@@ -67,6 +74,12 @@ def test_what_a_run_leaves(finished):
         chosen = [each for each in path if each["alpha"] == figures["alpha"]]
         for each in chosen:  # the same connector, spliced twice
             assert each["figures"]["ce_increase"] == figures["spliced"]["rows"]["sparse"]["ce_increase"]
+        chosen = figures["spliced"]["jacobian"]  # other inputs, no more of them
+        assert [each["point"] for each in chosen] == [each["point"] for each in path]
+        for ours, theirs in zip(chosen, path):
+            assert 0 < ours["nonzeros"]["mean"] <= theirs["nonzeros"]["mean"]
+            assert ours["figures"]["fvu"] != theirs["figures"]["fvu"]
+        assert chosen[-1]["r2"] > 0
         assert figures["causal"]["live"]["all"]["connections"]["connections"] == figures["causal"]["sampled"] > 10
         assert len(figures["weights"]) == 5
         assert (finished.out / "layers" / layer / "pages" / "index.html").is_file()
@@ -208,6 +221,11 @@ def test_what_is_refused(dictionaries, tmp_path):
         ({"alpha": -1.0}, "--alpha"),
         ({"ridges": ()}, "--ridges"),
         ({"checks": -1}, "--checks"),
+        ({"jacobian_tokens": -1}, "--jacobian-tokens"),
+        (
+            {"target": "attn_out", "raw": ("attn_out",), "jacobian_support": True},
+            "--jacobian-support and resid_pre.1 to attn_out.1: mean Jacobians are those of an MLP",
+        ),
         ({"eval_tokens": 32}, "held-out text has fewer than two documents"),
         ({"out": dictionaries}, "holds what is read"),
     ):
