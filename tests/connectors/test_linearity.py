@@ -210,15 +210,19 @@ def measured_on(planted, seeds=(0,)):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_support_of_planted_linear_targets_is_found(seed):
-    """By the lasso of one penalty for all targets, zeros as it leaves them; weights by least squares on the support."""
+def test_the_support_of_planted_targets_is_found(seed):
+    """By the lasso of one penalty for all targets, zeros as it leaves them; weights by least squares on the support.
+
+    The penalty was chosen on seeds 5 to 7.
+    """
     planted = planted_connections(seed=seed, tokens=60_000, n_inputs=64, n_targets=64)
     train, _ = planted.pair.split(0.25, seed=1)
     known = moments(train, blocks=4)
-    path = linear_path(known, [0.1])
+    path = linear_path(known, [0.2])
     found, true = path.weights[0].toarray() != 0, planted.support
     f1 = lambda which: 2 * (found & true)[:, which].sum() / (found.sum(axis=0) + true.sum(axis=0))[which].sum()  # noqa: E731
     print({kind: f1(planted.kind == kind) for kind in np.unique(planted.kind)})
+    assert f1(planted.label != "") >= 0.95  # sums, ORs, ANDs and AND-NOTs
     assert f1(planted.linear) >= 0.95
     weights = refit_linear(path, known).weights[0].toarray()[:, planted.linear]
     error = np.abs(weights - planted.weights[:, planted.linear]).max(axis=0)
