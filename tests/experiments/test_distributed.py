@@ -197,7 +197,7 @@ def check_same_sweep(out, due):
 @pytest.mark.slow
 def test_a_sweep_over_members_and_rows(model, text, tmp_path, capsys):
     """Members stacked along "ensemble", measured on the way, with features started again."""
-    one_site = {**SWEEP, "sites": ("resid_post.1",), "sparsities": (4.0,)}
+    one_site = {**SWEEP, "sites": ("resid_post.1",), "sparsities": (2.0,)}
     for mesh in (None, "data=4,ensemble=2"):
         assert sweep.main(sweep_flags(model, text, tmp_path / str(mesh), mesh=mesh, **one_site)) == 0
     check_same_sweep(tmp_path / "data=4,ensemble=2", tmp_path / "None")

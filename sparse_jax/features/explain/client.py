@@ -204,17 +204,24 @@ class Client:
         After a failure no further question is sent; replies that are under way still arrive and are kept.
         """
 
+        failures: list[BaseException] = []
+
         def ask(request: Request) -> Reply:
-            reply = self.ask(request)
+            try:
+                reply = self.ask(request)
+            except BaseException as error:
+                failures.append(error)  # the first is the one that stopped the others
+                self._stopped.set()  # here, not where results are awaited: questions would be paid for until it looks
+                raise
             progress()
             return reply
 
         with ThreadPoolExecutor(self.endpoint.concurrency, "ask") as pool:
             futures = [pool.submit(ask, request) for request in requests]
             try:
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                if failed := next((f for f in futures if f in done and f.exception()), None):
-                    raise failed.exception()
+                wait(futures, return_when=FIRST_EXCEPTION)
+                if failures:
+                    raise failures[0]
                 return [future.result() for future in futures]
             except BaseException:
                 self._stopped.set()
