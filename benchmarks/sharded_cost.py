@@ -39,11 +39,17 @@ def compiled(dictionary: Dictionary, shape: MeshShape) -> jax.stages.Compiled:
     return step.lower(state, *shapes).compile()
 
 
-def largest(text: str, kind: str) -> int:
-    """Bytes of the largest answer of a kind of collective."""
-    found = re.findall(rf"= ([^=]*?) {kind}(?:-start)?\(", text)
+def collective_shapes(text: str, kinds: str) -> list[tuple[int, ...]]:
+    """Shapes of what collectives of some kinds (a regular expression) give, in the text of a compiled program."""
+    text = re.sub(r"/\*.*?\*/", "", text)  # "/*index=5*/" stands in long tuples
+    found = re.findall(rf"= ([^=]*?) (?:{kinds})(?:-start)?\(", text)
     shapes = [shape for each in found for shape in re.findall(r"\[([\d,]*)\]", each)]
-    return max((4 * int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes), default=0)
+    return [tuple(int(n) for n in shape.split(",") if n) for shape in shapes]
+
+
+def kilobytes(text: str, kinds: str) -> float:
+    """Of all that they give, at four bytes a number."""
+    return sum(4 * int(np.prod(shape)) for shape in collective_shapes(text, kinds)) / 1e3
 
 
 def main() -> None:
@@ -64,7 +70,7 @@ def main() -> None:
             print(
                 f"| {dictionary.kind} | {shape} | {flops / 1e9:.3f} | {flops * shape.size / first[0]:.2f} "
                 f"| {accessed / 1e6:.1f} | {accessed * shape.size / first[1]:.2f} | {held / 1e6:.2f} "
-                f"| {largest(text, 'all-gather') / 1e3:.0f} | {largest(text, 'all-reduce') / 1e3:.0f} |",
+                f"| {kilobytes(text, 'all-gather'):.0f} | {kilobytes(text, 'all-reduce'):.0f} |",
                 flush=True,
             )
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.sharded_cost import collective_shapes
 from sparse_jax.activations import (
     Ahead,
     Blocks,
@@ -100,12 +101,9 @@ def test_each_token_is_sent_once_and_no_block_is_gathered(lm, rows, monkeypatch)
     spread = spread_over("data=4")
     SiteBlocks(lm, rows, SITES, 5, ROWS, spread=spread)[0]
     part = ROWS * CONTEXT // 4 * 16
-    found = re.findall(
-        r"= \(?f32\[([\d,]+)\]\S* .*?(all-to-all|all-gather|all-reduce|collective-permute)\(", asked["text"]
-    )
-    sizes = {}
-    for shape, kind in found:
-        sizes[kind] = max(sizes.get(kind, 0), int(np.prod([int(n) for n in shape.split(",")])))
+    kinds = ("all-to-all", "all-gather", "all-reduce", "collective-permute")
+    shapes = {kind: collective_shapes(asked["text"], kind) for kind in kinds}
+    sizes = {kind: max(int(np.prod(shape)) for shape in found) for kind, found in shapes.items() if found}
     assert "all-to-all" in sizes
     assert sizes["all-to-all"] <= 1.5 * part
     assert max([size for kind, size in sizes.items() if kind != "all-to-all"], default=0) <= 64

@@ -1,13 +1,12 @@
 """Selections over devices are those of one device, ties included, and no row is ever put together."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from benchmarks.sharded_cost import collective_shapes
 from sparse_jax.errors import InputError
 from sparse_jax.numerics import keep_top_k
 from sparse_jax.numerics.axes import DATA, ENSEMBLE, FEATURES, divided, parts
@@ -145,10 +144,7 @@ def test_no_row_is_put_together():
 
     with jax.set_mesh(mesh):
         text = jax.jit(select, in_shardings=spread, out_shardings=spread).lower(x).compile().as_text()
-    gathered = [
-        int(np.prod([int(n) for n in found.split(",")]))
-        for found in re.findall(r"= \w+\[([\d,]+)\]\S* (?:all-gather|all-to-all)", text)
-    ]
+    gathered = [int(np.prod(shape)) for shape in collective_shapes(text, "all-gather|all-to-all|collective-permute")]
     assert max(gathered) == rows * k * mesh.shape[FEATURES]  # the candidates
 
 

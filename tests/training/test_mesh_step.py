@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.sharded_cost import collective_shapes
 from sparse_jax.activations import Normaliser
 from sparse_jax.dictionaries import L1, BatchTopK, Matryoshka, MultiTopK, TopK
 from sparse_jax.errors import InputError
@@ -206,27 +206,18 @@ def compiled_text(dictionary, mesh, rows):
     return step.lower(place(mesh, state), *shapes).compile()
 
 
-def gathered(text):
-    """Shapes of what the compiled program gathers or sends from one device to all."""
-    found = re.findall(r"= ([^=]*?) (?:all-gather|all-to-all|collective-permute)(?:-start)?\(", text)
-    return [tuple(map(int, shape.split(","))) for each in found for shape in re.findall(r"\[([\d,]+)\]", each)]
-
-
-def summed(text):
-    found = re.findall(r"= ([^=]*?) all-reduce(?:-start)?\(", text)
-    return [tuple(map(int, filter(None, s.split(",")))) for each in found for s in re.findall(r"\[([\d,]*)\]", each)]
-
-
 def test_no_step_gathers_codes_or_weights():
     """The program of a TopK step over 2 x 4 devices: candidates are all that is gathered."""
     rows, d, n = 128, 24, 512
     dictionary = TopK(n_features=n, k=4, aux_k=3).sized(d)
     text = compiled_text(dictionary, mesh_of(SHAPES[2]), rows).as_text()
     here, features = rows // 2, 4
-    assert set(gathered(text)) <= {(here, features * 4), (here, features * 3)}
-    assert (here, features * 4) in gathered(text)
+    gathered = collective_shapes(text, "all-gather|all-to-all|collective-permute")
+    assert set(gathered) <= {(here, features * 4), (here, features * 3)}
+    assert (here, features * 4) in gathered
     # Sums over devices: no more than reconstructions, gradients of a device's own part, or what is smaller.
-    assert max(np.prod(shape) for shape in summed(text)) == max(here * d, d * n // features)
+    summed = collective_shapes(text, "all-reduce")
+    assert max(np.prod(shape) for shape in summed) == max(here * d, d * n // features)
 
 
 def test_each_device_does_its_part():
