@@ -143,26 +143,27 @@ def test_one_process_is_the_first_and_waits_for_nobody():
 
 
 @functools.cache
-def by_one_device():
-    return results(None, FIFTY)
+def by_one_device(kinds):
+    return results(None, kinds)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("n", "devices", "mesh"),
+    ("n", "devices", "mesh", "kinds"),
     [
-        pytest.param(2, 2, "data=2,features=2", marks=pytest.mark.matrix),
-        pytest.param(2, 4, "data=4,features=2", marks=pytest.mark.matrix),
-        pytest.param(4, 1, "features=4", marks=pytest.mark.matrix),
-        (4, 1, "data=2,features=2"),
+        pytest.param(2, 2, "data=2,features=2", FIFTY, marks=pytest.mark.matrix),
+        pytest.param(2, 4, "data=4,features=2", FIFTY, marks=pytest.mark.matrix),
+        pytest.param(4, 1, "features=4", FIFTY, marks=pytest.mark.matrix),
+        pytest.param(4, 1, "data=2,features=2", FIFTY, marks=pytest.mark.matrix),
+        (4, 1, "data=2,features=2", ("topk",)),
     ],
 )
-def test_fifty_steps_by_processes_are_those_of_one_device(n, devices, mesh, tmp_path):
+def test_fifty_steps_by_processes_are_those_of_one_device(n, devices, mesh, kinds, tmp_path):
     address, out = free_address(), tmp_path / "made.npz"
-    commands = [["tests.training.steps_worker", address, str(n), str(i), mesh, str(out), *FIFTY] for i in range(n)]
+    commands = [["tests.training.steps_worker", address, str(n), str(i), mesh, str(out), *kinds] for i in range(n)]
     with group(tmp_path / "said", commands, devices) as run:
         assert run.codes() == [0] * n, [run.said(i) for i in range(n)]
-    ours, theirs = np.load(out), by_one_device()
+    ours, theirs = np.load(out), by_one_device(kinds)
     assert set(ours) == set(theirs)
     np.testing.assert_array_equal(ours["codes"] != 0, theirs["codes"] != 0)
     np.testing.assert_allclose(ours["codes"], theirs["codes"], rtol=1e-6, atol=1e-6)
