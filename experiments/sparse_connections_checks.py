@@ -82,7 +82,7 @@ def check_encoders(opened: Opened) -> None:
             try:
                 checked_columns(opened.data.lm, opened.located(ends.target))
             except InputError as error:
-                raise InputError(f"{error}; give --checks 0 --no-weights") from error
+                raise InputError(f"{error}; give --checks 0 --no-weights and no --jacobian-support") from error
 
 
 def has_jacobians(part: Between | None) -> bool:

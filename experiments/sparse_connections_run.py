@@ -88,24 +88,26 @@ def run(flags: Flags) -> int:
 
 def check_opened(flags: Flags, opened: Opened) -> None:
     """Raises InputError where what is asked for cannot be had of these dictionaries."""
-    if flags.checks or flags.weights:
-        check_encoders(opened)
     if flags.jacobian_support:
         check_jacobians(opened)
+    if flags.checks or flags.weights or flags.jacobian_support:
+        check_encoders(opened)
 
 
 def check_flags(flags: Flags) -> None:
     """Raises InputError for flags that cannot be used, before anything is loaded."""
     check(flags)
     check_ridges(flags.ridges)
-    check_positive(flags, "alphas", "mlp_width", "mlp_batch")
+    check_positive(flags, "alphas", "mlp_width", "mlp_batch", "jacobian_tokens")
     if not 0 < flags.smallest < 1:
         raise InputError(f"--smallest {flags.smallest}: give a share between 0 and 1")
     if not 0 < flags.sample_smallest < 1:
         raise InputError(f"--sample-smallest {flags.sample_smallest}: give a share between 0 and 1")
-    for name in ("sample", "mlp_tokens", "splice_tokens", "splice_points", "jacobian_tokens", "checks", "pages"):
+    for name in ("sample", "mlp_tokens", "splice_tokens", "splice_points", "checks", "pages"):
         if getattr(flags, name) < 0:
             raise InputError(f"--{name.replace('_', '-')} {getattr(flags, name)}: give 0 or more")
+    if flags.jacobian_support and not (flags.splice_tokens and flags.splice_points):
+        raise InputError("--jacobian-support is of what is spliced: give --splice-tokens and --splice-points above 0")
     if flags.alpha is not None and not flags.alpha > 0:
         raise InputError(f"--alpha {flags.alpha}: give a positive penalty")
     if max(len(flags.alphas), 0 if flags.alphas else flags.points) < 3 and flags.alpha is None:

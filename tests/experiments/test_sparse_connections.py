@@ -221,7 +221,8 @@ def test_what_is_refused(dictionaries, tmp_path):
         ({"alpha": -1.0}, "--alpha"),
         ({"ridges": ()}, "--ridges"),
         ({"checks": -1}, "--checks"),
-        ({"jacobian_tokens": -1}, "--jacobian-tokens"),
+        ({"jacobian_tokens": 0}, "--jacobian-tokens"),
+        ({"jacobian_support": True, "splice_tokens": 0}, "--jacobian-support is of what is spliced"),
         (
             {"target": "attn_out", "raw": ("attn_out",), "jacobian_support": True},
             "--jacobian-support and resid_pre.1 to attn_out.1: mean Jacobians are those of an MLP",

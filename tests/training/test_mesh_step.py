@@ -206,6 +206,14 @@ def compiled_text(dictionary, mesh, rows):
     return step.lower(place(mesh, state), *shapes).compile()
 
 
+def test_shapes_are_read_from_long_tuples():
+    text = (
+        "%a = (f32[2,3]{1,0}, f32[], /*index=5*/s32[4]{0}) all-gather(%x, %y), id=1\n%b = f32[7] all-reduce-start(%z)"
+    )
+    assert collective_shapes(text, "all-gather") == [(2, 3), (), (4,)]
+    assert collective_shapes(text, "all-gather|all-reduce") == [(2, 3), (), (4,), (7,)]
+
+
 def test_no_step_gathers_codes_or_weights():
     """The program of a TopK step over 2 x 4 devices: candidates are all that is gathered."""
     rows, d, n = 128, 24, 512
